@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is made on demand: a fresh clone needs make and Python 3.11 or newer, nothing else.
+# The package is installed editable, so only a change of pyproject.toml calls for another install. (pip -qq: errors only.)
+
+PYTHON ?= python3
+# Passed on to what a target runs: make test ARGS="-k partition", make bench ARGS=--help
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix bench clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/stamp-demo  ## train a small GPT on simulated devices and write plots to demo_out/
+	$(BIN)/python examples/train_gpt.py --output demo_out $(ARGS)
+
+test: $(VENV)/stamp-test  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/stamp-check  ## check format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fix: $(VENV)/stamp-check  ## repair format and lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/stamp-demo  ## run the benchmarks
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:  ## remove .venv, results and caches
+	rm -rf $(VENV) demo_out bench_out build dist .pytest_cache .ruff_cache .hypothesis
+	find jaxpipe tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# One stamp per set of extras, so that `make demo` does not wait for a type checker.
+EXTRAS_demo := examples
+EXTRAS_test := examples,test
+EXTRAS_check := examples,test,dev
+
+$(VENV)/stamp-demo $(VENV)/stamp-test $(VENV)/stamp-check: $(VENV)/stamp-%: pyproject.toml | $(VENV)/stamp-venv
+	@echo "Installing jaxpipe[$(EXTRAS_$*)] and what it needs into $(VENV); the first time takes a minute or two."
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[$(EXTRAS_$*)]'
+	@touch $@
+
+# A stamp here as well, and --clear: an interrupted `python -m venv` leaves a python without pip.
+$(VENV)/stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "jaxpipe needs Python 3.11 or newer, but $(PYTHON) is older or missing. Try: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

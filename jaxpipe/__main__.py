@@ -1,0 +1,5 @@
+"""`python -m jaxpipe`."""
+
+from jaxpipe.cli import main
+
+raise SystemExit(main())

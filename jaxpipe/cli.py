@@ -1,0 +1,117 @@
+"""The command line: `python -m jaxpipe plot | simulate`.
+
+A subcommand is one function `_add_...` that declares its arguments and names the function that runs it; to add one,
+write it and list it in `_COMMANDS`. A `JaxpipeError` ends the program with one line on stderr and status 2.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from jaxpipe.errors import JaxpipeError, ScheduleError
+from jaxpipe.schedules.draw import draw, render
+from jaxpipe.schedules.registry import ALL, find
+from jaxpipe.schedules.simulate import SYNCS, Timeline, simulate
+from jaxpipe.schedules.table import Schedule, is_path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. `argv` without the program's name, by default that of the process."""
+    parser = argparse.ArgumentParser(prog="python -m jaxpipe", description="Look at pipeline schedules.")
+    subparsers = parser.add_subparsers(required=True, metavar="command")
+    for add in _COMMANDS:
+        add(subparsers)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except JaxpipeError as error:
+        print(f"jaxpipe: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("plot", help="draw a schedule in the terminal or to a file")
+    _add_schedule_arguments(parser)
+    parser.add_argument("--sync", choices=SYNCS, default="none", help="what a rank waits for (default: %(default)s)")
+    parser.add_argument("--output", metavar="FILE", help="write an .svg, .png or .json (Chrome trace) file instead")
+    parser.set_defaults(run=_plot)
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    timeline = simulate(_schedule(arguments), **_costs(arguments), sync=arguments.sync)
+    if arguments.output is not None:
+        draw(timeline, arguments.output, name=arguments.schedule)
+        return
+    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(render(timeline, name=arguments.schedule, width=shutil.get_terminal_size((120, 24)).columns, color=color))
+
+
+def _add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("simulate", help="print makespan, bubble and peak memory of a schedule")
+    _add_schedule_arguments(parser)
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    timelines = [simulate(_schedule(arguments), **_costs(arguments), sync=sync) for sync in SYNCS]
+    print(f"{arguments.schedule}: {timelines[0].schedule!r}")
+    print(_table(timelines))
+
+
+def _table(timelines: Sequence[Timeline]) -> str:
+    peaks = " ".join(f"{float(peak):g}" for peak in timelines[0].peak_live)
+    lines = [
+        ["sync", *(timeline.sync for timeline in timelines)],
+        ["makespan", *(f"{float(timeline.makespan):g}" for timeline in timelines)],
+        ["bubble", *(f"{float(timeline.bubble):g}" for timeline in timelines)],
+        ["bubble %", *(f"{100 * timeline.bubble_fraction:.1f}" for timeline in timelines)],
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join([line[0].ljust(10), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    return "\n".join([*aligned, f"peak live   {peaks}  (micro-batches, rank 0 first)"])
+
+
+def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("schedule", metavar="NAME", help=f"{', '.join(ALL)}, or the path of a .csv file")
+    parser.add_argument("--stages", type=int, metavar="S", help="number of stages; a .csv file has its own")
+    parser.add_argument(
+        "--micro-batches", type=int, metavar="M", help="number of micro-batches; a .csv file has its own"
+    )
+    for name in ("forward", "backward-input", "backward-weight"):
+        parser.add_argument(f"--{name}", type=_cost, default=1, metavar="T", help="time per micro-batch and rank")
+    parser.add_argument("--comm", type=_cost, default=0, metavar="T", help="time of a transfer between two ranks")
+
+
+def _schedule(arguments: argparse.Namespace) -> Schedule:
+    stages, micro_batches = arguments.stages, arguments.micro_batches
+    if is_path(arguments.schedule):
+        table = Schedule.from_csv(Path(arguments.schedule))
+        stages = table.num_stages if stages is None else stages
+        micro_batches = table.num_micro_batches if micro_batches is None else micro_batches
+        return find(table, stages, micro_batches)
+    if stages is None or micro_batches is None:
+        raise ScheduleError(f"{arguments.schedule} needs --stages and --micro-batches; only a .csv file has its own.")
+    return find(arguments.schedule, stages, micro_batches)
+
+
+def _costs(arguments: argparse.Namespace) -> dict[str, Fraction]:
+    return {name: getattr(arguments, name) for name in ("forward", "backward_input", "backward_weight", "comm")}
+
+
+def _cost(text: str) -> Fraction:
+    """`1.1` and `11/10` are the same exact number; floats would print 31.900000000000002."""
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 2, 1.1 or 11/10") from None
+
+
+_COMMANDS = (_add_plot, _add_simulate)

@@ -1,0 +1,66 @@
+"""One class per recurrent mistake.
+
+Every class is a `ValueError`: user input was wrong, and the message says what was passed, the rule, and the way out.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "JaxpipeError",
+    "LayerError",
+    "LossError",
+    "MeshError",
+    "NonFiniteError",
+    "PartitionError",
+    "ScheduleError",
+]
+
+
+class JaxpipeError(ValueError):
+    """Base of everything jaxpipe raises on purpose."""
+
+
+class ScheduleError(JaxpipeError):
+    """A schedule table is wrong, deadlocks, or its name is not known.
+
+    Wrong: `Schedule(rows=[[F0, F0]], ...)`. Right: every op exactly once, after the ops it needs.
+    """
+
+
+class PartitionError(JaxpipeError):
+    """Layers cannot be cut into stages as asked.
+
+    Wrong: `PipelineModule(layers, partition_method=[0, 9])` for eight layers. Right: `[0, 4, 8]`.
+    """
+
+
+class MeshError(JaxpipeError):
+    """The device mesh cannot be made, or lacks the axis `"pipe"`.
+
+    Wrong: `make_mesh(pipe=4)` on one device. Right: simulate devices first, see the message.
+    """
+
+
+class LayerError(JaxpipeError):
+    """A layer cannot be built, or does not accept what the layer before it returns."""
+
+
+class LossError(JaxpipeError):
+    """`loss_fn` is missing where it is needed, or does not return what the rules allow."""
+
+
+class DataError(JaxpipeError):
+    """A batch or iterator does not fit the number of micro-batches, the data ranks, or the model."""
+
+
+class ConfigError(JaxpipeError):
+    """A configuration key is unknown or its value is out of range."""
+
+
+class CheckpointError(JaxpipeError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class NonFiniteError(JaxpipeError):
+    """The loss or the gradient norm of a step was not finite; that step did not change the state."""

@@ -1,0 +1,151 @@
+"""The one interpreter of programs. Every ppermute of jaxpipe is on this page.
+
+A tick: look up what this rank does, switch to that branch (idle computes nothing), then permute. The permutes sit outside
+of every branch, because all ranks of an axis must take part in one. Each goes one way only, along edges that carry data
+in that phase: several cycles in one permute are miscompiled on GPU, and an edge without data would make ranks wait for
+each other without need.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpipe.executor.store import blank
+from jaxpipe.executor.wire import Wire
+from jaxpipe.lowering.program import Cell, Program
+from jaxpipe.lowering.routes import BACKWARD, FORWARD
+from jaxpipe.mesh import PIPE
+
+State = Any
+Inbox = dict[str, Wire]
+
+
+class Now(NamedTuple):
+    """The row of this tick and rank, as traced integers (slots of -1 mean none)."""
+
+    micro_batch: jax.Array
+    saved: jax.Array
+    read: jax.Array
+
+
+# branch(state, inbox, now) -> (state, {direction: wire})
+Branch = Callable[[State, Inbox, Now], tuple[State, Inbox]]
+
+
+class Wires(NamedTuple):
+    """Shapes of what is permuted in each direction."""
+
+    forward: Sequence[jax.ShapeDtypeStruct]
+    backward: Sequence[jax.ShapeDtypeStruct]
+
+
+def run(
+    program: Program,
+    rank: jax.Array,
+    branch_of: Callable[[str, int], Branch],
+    program_ids: Sequence[int],
+    state: State,
+    wires: Wires,
+    *,
+    poison: bool = False,
+) -> State:
+    """Runs a program inside `shard_map`.
+
+    Args:
+      rank: this device's coordinate on the pipe axis.
+      branch_of: the function of (kind of op, stage program).
+      program_ids: per stage, the stage program it runs.
+      state: what the branches read and change.
+      wires: shapes of the messages.
+      poison: fill buffers and messages that nothing was written to with NaN instead of zeros.
+    """
+    sizes = {FORWARD: program.forward_slots, BACKWARD: program.backward_slots}
+    specs = {FORWARD: wires.forward, BACKWARD: wires.backward}
+    directions = [d for d in (FORWARD, BACKWARD) if sizes[d]]
+    # With one slot and no permute between arrival and use, what arrives is used as it is, without a copy.
+    direct = {d: sizes[d] == 1 and program.is_direct(d) for d in directions}
+    inbox: Inbox = {
+        d: [blank(s.shape if direct[d] else (sizes[d], *s.shape), s.dtype, poison) for s in specs[d]] for d in directions
+    }
+
+    for loop in program.loops:
+        phases = [_Phase(program, loop, phase, branch_of, program_ids) for phase in range(loop.period)]
+        table = jnp.asarray(np.stack([phase.table for phase in phases], axis=1).reshape(-1))
+        shape = (loop.num_iterations, loop.period, program.num_ranks, _Phase.COLUMNS)
+
+        def body(carry: Any, iteration: jax.Array, phases: Any = phases, table: Any = table, shape: Any = shape) -> Any:
+            state, inbox = carry
+            for phase in phases:
+                start = ((iteration * shape[1] + phase.number) * shape[2] + rank) * shape[3]
+                row = jax.lax.dynamic_slice_in_dim(table, start, shape[3])
+                now = Now(row[1], row[2], row[3])
+                state, outbox = phase.run(state, inbox, now, row[0], specs, directions, poison)
+                arrive = {FORWARD: row[4], BACKWARD: row[5]}
+                inbox = dict(inbox)
+                for direction, wire in outbox.items():
+                    moved = [jax.lax.ppermute(leaf, PIPE, phase.edges[direction]) for leaf in wire]
+                    inbox[direction] = moved if direct[direction] else _put(inbox[direction], arrive[direction], moved)
+            return (state, inbox), None
+
+        (state, inbox), _ = jax.lax.scan(body, (state, inbox), jnp.arange(loop.num_iterations))
+    return state
+
+
+class _Phase:
+    """One of the ticks in the body of a loop: its table, its branches, its edges."""
+
+    COLUMNS = 6
+
+    def __init__(self, program: Program, loop: Any, number: int, branch_of: Any, program_ids: Sequence[int]):
+        self.number = number
+        self.edges = {
+            d: edges for d in (FORWARD, BACKWARD) if (edges := program.phase_edges(loop, number, d))
+        }
+        used = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
+        self.branches: list[Branch] = [branch_of(kind, program_id) for kind, program_id in used]
+        self.table = np.zeros((loop.num_iterations, program.num_ranks, self.COLUMNS), np.int32)
+        for iteration, tick in enumerate(loop.phase_ticks(number)):
+            for rank, cell in enumerate(program.cells[tick]):
+                self.table[iteration, rank] = _row(cell, used, program_ids)
+        for iteration in range(len(loop.phase_ticks(number)), loop.num_iterations):
+            self.table[iteration] = _row(Cell(), used, program_ids)
+
+    def run(
+        self, state: State, inbox: Inbox, now: Now, branch: jax.Array, specs: Any, directions: Any, poison: bool
+    ) -> tuple[State, Inbox]:
+        out = [d for d in directions if d in self.edges]
+        silence = {d: [blank(s.shape, s.dtype, poison) for s in specs[d]] for d in out}
+
+        def idle(state: State, inbox: Inbox, now: Now) -> tuple[State, Inbox]:
+            return state, silence
+
+        def shaped(function: Branch) -> Branch:
+            def run_branch(state: State, inbox: Inbox, now: Now) -> tuple[State, Inbox]:
+                state, sent = function(state, inbox, now)
+                return state, {d: sent.get(d, silence[d]) for d in out}
+
+            return run_branch
+
+        return jax.lax.switch(branch, [idle, *map(shaped, self.branches)], state, inbox, now)
+
+
+def _row(cell: Cell, used: list[tuple[str, int]], program_ids: Sequence[int]) -> list[int]:
+    branch = 0 if cell.stage < 0 else 1 + used.index((cell.kind, program_ids[cell.stage]))
+    return [branch, cell.micro_batch, cell.saved, cell.read, cell.arrive_forward, cell.arrive_backward]
+
+
+def _put(slots: Wire, slot: jax.Array, wire: Wire) -> Wire:
+    """Stores an arrival; slot -1 leaves everything as it is. (`where` on the row, so that XLA updates in place.)"""
+    at = jnp.maximum(slot, 0)
+    return [old.at[at].set(jnp.where(slot >= 0, new, old[at])) for old, new in zip(slots, wire, strict=True)]
+
+
+def message(program: Program, inbox: Inbox, direction: str, now: Now) -> Wire:
+    """The message that the current op reads."""
+    size = program.forward_slots if direction == FORWARD else program.backward_slots
+    if size == 1 and program.is_direct(direction):
+        return inbox[direction]
+    return [leaf[now.read] for leaf in inbox[direction]]

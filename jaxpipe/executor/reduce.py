@@ -1,0 +1,62 @@
+"""Every collective outside the loop: gathering shared params before it, reducing losses and gradients after it.
+
+Losses and gradients are reduced here, once per step, and never inside a differentiated function: with unchecked varying
+axes the transpose of a psum multiplies gradients by the size of the axis.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxpipe.executor.unit import split_inexact
+from jaxpipe.mesh import DATA, PIPE, pipe_size
+from jaxpipe.model.storage import Storage
+
+Params = Any
+Tree = Any
+
+
+def over(mesh: Mesh, *axes: str) -> tuple[str, ...]:
+    """The given axes that are more than one device wide."""
+    return tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+
+
+def total(tree: Tree, mesh: Mesh, *axes: str) -> Tree:
+    """Sum over mesh axes."""
+    axes = over(mesh, *axes)
+    return jax.lax.psum(tree, axes) if axes else tree
+
+
+def assemble(storage: Storage, params: Params) -> Params:
+    """A rank's params, from its part of the stored ones: its row of each stack, and all of each shared layer."""
+
+    def gather(leaf: jax.Array, dim: int) -> jax.Array:
+        return jax.lax.all_gather(leaf, PIPE, axis=dim, tiled=True) if dim >= 0 else leaf
+
+    return {
+        "stacked": {name: jax.tree.map(lambda a: a[0], params["stacked"][name]) for name in storage.stacks},
+        "shared": {n: jax.tree.map(gather, params["shared"][n], s.split) for n, s in storage.shared.items()},
+    }
+
+
+def disassemble(storage: Storage, mesh: Mesh, grads: Params, weight: jax.Array) -> Params:
+    """The transpose of `assemble`: sums a rank's gradients over data ranks, and those of shared layers over ranks too
+    (which is what tied weights need), and divides by the total weight of the loss."""
+
+    def scatter(leaf: jax.Array, dim: int) -> jax.Array:
+        if pipe_size(mesh) == 1:
+            return leaf
+        if dim < 0:
+            return jax.lax.psum(leaf, PIPE)
+        return jax.lax.psum_scatter(leaf, PIPE, scatter_dimension=dim, tiled=True)
+
+    stored = {
+        "stacked": {name: jax.tree.map(lambda a: a[None], grads["stacked"][name]) for name in storage.stacks},
+        "shared": {n: jax.tree.map(scatter, grads["shared"][n], s.split) for n, s in storage.shared.items()},
+    }
+    leaves, rebuild = split_inexact(stored)
+    scale = 1 / weight
+    return rebuild([leaf * scale.astype(leaf.dtype) for leaf in total(leaves, mesh, DATA)])
+
+

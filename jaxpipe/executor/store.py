@@ -1,0 +1,111 @@
+"""The buffers that keep what a forward saves until its backward reads it.
+
+One buffer per distinct (shape, dtype), [K slots, entries, *shape]: K micro-batches in flight, and as many entries as the
+stage program with the most values of that shape needs. Values keep their natural shapes (packing them into one flat
+vector would cost a relayout on tiled memories), and are written and read where they are made and used, inside the scan
+over layers, so that nothing is stacked first and copied afterwards.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Buffers = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Place of one saved value: repetition i of its segment writes entry `start + i * stride` of buffer `buffer`."""
+
+    buffer: str
+    start: int
+    stride: int
+
+
+class Store:
+    """Plans the buffers; the stage programs take their entries from it one after the other."""
+
+    def __init__(self):
+        self._avals: dict[str, jax.ShapeDtypeStruct] = {}
+        self._capacity: Counter[str] = Counter()
+
+    def cursor(self) -> "Cursor":
+        """A fresh allocation for one stage program; programs of different ranks share the buffers."""
+        return Cursor(self)
+
+    def allocate(self, num_slots: int, poison: bool) -> Buffers:
+        """The buffers, filled with zeros, or with NaN if `poison`."""
+        return {
+            name: blank((num_slots, self._capacity[name], *aval.shape), aval.dtype, poison)
+            for name, aval in self._avals.items()
+        }
+
+
+class Cursor:
+    def __init__(self, store: Store):
+        self._store = store
+        self._used: Counter[str] = Counter()
+
+    def take(self, avals: Sequence[jax.ShapeDtypeStruct], repeats: int) -> list[Entry]:
+        """Entries for values of these shapes, each made `repeats` times."""
+        names = [_name(aval) for aval in avals]
+        per_repeat = Counter(names)
+        seen: Counter[str] = Counter()
+        entries = []
+        for name, aval in zip(names, avals, strict=True):
+            entries.append(Entry(name, self._used[name] + seen[name], per_repeat[name]))
+            seen[name] += 1
+            self._store._avals[name] = aval
+        for name, count in per_repeat.items():
+            self._used[name] += count * repeats
+            self._store._capacity[name] = max(self._store._capacity[name], self._used[name])
+        return entries
+
+
+def write(buffers: Buffers, slot: jax.Array, entries: Sequence[Entry], repeat: Any, values: Sequence[jax.Array]) -> Buffers:
+    """Stores the values of one repetition."""
+    buffers = dict(buffers)
+    for entry, value in zip(entries, values, strict=True):
+        at = entry.start + repeat * entry.stride
+        buffers[entry.buffer] = buffers[entry.buffer].at[slot, at].set(_raw(value))
+    return buffers
+
+
+def read(
+    buffers: Buffers,
+    slot: jax.Array,
+    entries: Sequence[Entry],
+    repeat: Any,
+    avals: Sequence[jax.ShapeDtypeStruct],
+) -> list[jax.Array]:
+    """The values that `write` stored."""
+    return [
+        _typed(buffers[entry.buffer][slot, entry.start + repeat * entry.stride], aval)
+        for entry, aval in zip(entries, avals, strict=True)
+    ]
+
+
+def blank(shape: tuple[int, ...], dtype: Any, poison: bool) -> jax.Array:
+    """A buffer that nothing was written to: zeros, or (if `poison`) values that no result survives."""
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+        return jnp.zeros((*shape, *raw.shape), raw.dtype)
+    if poison and jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.full(shape, jnp.nan, dtype)
+    return jnp.zeros(shape, dtype)
+
+
+def _name(aval: jax.ShapeDtypeStruct) -> str:
+    return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
+
+
+def _raw(value: jax.Array) -> jax.Array:
+    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
+
+
+def _typed(value: jax.Array, aval: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.random.wrap_key_data(value) if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key) else value

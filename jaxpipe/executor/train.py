@@ -1,0 +1,141 @@
+"""Loss and gradients of one batch: the stage functions put under the loop, one reduction after it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxpipe.executor import loop, reduce
+from jaxpipe.executor.batch import batch_specs, micro_batch_avals, pick
+from jaxpipe.executor.stage_fns import MicroBatch, StageProgram
+from jaxpipe.executor.store import Store
+from jaxpipe.executor.unit import split_inexact
+from jaxpipe.executor.wire import Codec
+from jaxpipe.lowering.program import Program
+from jaxpipe.lowering.routes import BACKWARD, FORWARD
+from jaxpipe.mesh import DATA, PIPE, manual_axes
+from jaxpipe.model import keys
+from jaxpipe.model.loss import loss_terms
+from jaxpipe.model.shapes import aval
+from jaxpipe.model.stages import Stage, make_stages
+from jaxpipe.model.storage import Storage
+
+P = PartitionSpec
+Params = Any
+Tree = Any
+
+
+def value_and_grad(
+    storage: Storage,
+    mesh: Mesh,
+    program: Program,
+    remat: Any,
+    params: Params,
+    inputs: Tree,
+    labels: Tree,
+    key: jax.Array | None,
+    *,
+    poison: bool = False,
+) -> tuple[jax.Array, Params]:
+    """Loss (a scalar) and its gradient (structure of `params`); traceable.
+
+    Args:
+      inputs, labels: leaves [M, B, ...], B the rows of one micro-batch on all data ranks.
+      key: of the step, for dropout; None switches dropout off.
+    """
+    example = micro_batch_avals(inputs, mesh)
+    shapes = storage.module.shapes(example, storage.layer_params)
+    stages = make_stages(storage, shapes)
+    total_aval, weight_aval, _ = jax.eval_shape(
+        lambda y, t: loss_terms(storage.module.loss_fn, y, t), shapes[-1].outputs, micro_batch_avals(labels, mesh)
+    )
+    forward, backward = Codec([s.inputs for s in stages[1:]]), Codec([split_inexact(s.inputs)[0] for s in stages[1:]])
+    starts = jnp.asarray(storage.boundaries[:-1], jnp.int32)
+
+    def one_device(params: Params, rank: jax.Array, data_rank: jax.Array, inputs: Tree, labels: Tree, key: Any) -> Any:
+        rank, data_rank = rank[0], data_rank[0]
+        params = reduce.assemble(storage, params)
+        first_layer = starts[rank]
+        store = Store()
+        key_aval = None if key is None else aval(key)
+        programs, program_ids = _distinct(
+            stages, lambda stage: StageProgram(stage, params, store, remat, storage.module.loss_fn, key_aval)
+        )
+
+        def micro_batch(now: loop.Now) -> MicroBatch:
+            m = now.micro_batch
+            at = None if key is None else keys.micro_batch_key(key, m, data_rank)
+            return MicroBatch(at, pick(inputs, m), pick(labels, m), now.saved)
+
+        def branch_of(kind: str, program_id: int) -> loop.Branch:
+            stage_program = programs[program_id]
+            stage = stage_program.stage
+
+            def run_forward(state: Any, inbox: loop.Inbox, now: loop.Now) -> Any:
+                mb = micro_batch(now)
+                arrived = None if stage.is_first else loop.message(program, inbox, FORWARD, now)
+                x = mb.inputs if arrived is None else forward.decode(arrived, stage.inputs)
+                y, buffers = stage_program.forward(params, x, mb, first_layer, state["buffers"])
+                sent = {} if stage.is_last else {FORWARD: forward.encode(y)}
+                return {**state, "buffers": buffers}, sent
+
+            def run_backward(state: Any, inbox: loop.Inbox, now: loop.Now) -> Any:
+                mb, buffers, grads = micro_batch(now), state["buffers"], state["grads"]
+                if stage.is_last:
+                    total, weight, dy, grads = stage_program.loss_and_grad(params, mb, first_layer, buffers, grads)
+                    state = {**state, "total": state["total"] + total, "weight": state["weight"] + weight}
+                else:
+                    like = split_inexact(stage.outputs)[0]
+                    dy = backward.decode(loop.message(program, inbox, BACKWARD, now), like)
+                dx, grads = stage_program.backward(params, dy, mb, first_layer, buffers, grads)
+                if poison:
+                    spent = {name: b.at[now.saved].set(_spoil(b[now.saved])) for name, b in buffers.items()}
+                    state = {**state, "buffers": spent}
+                return {**state, "grads": grads}, {} if stage.is_first else {BACKWARD: backward.encode(dx)}
+
+            return run_forward if kind == "F" else run_backward
+
+        state = {
+            "buffers": store.allocate(program.saved_slots, poison),
+            "grads": jax.tree.map(jnp.zeros_like, params),
+            "total": jnp.zeros((), total_aval.dtype),
+            "weight": jnp.zeros((), weight_aval.dtype),
+        }
+        wires = loop.Wires(forward.spec, backward.spec)
+        state = loop.run(program, rank, branch_of, program_ids, state, wires, poison=poison)
+        total, weight = reduce.total((state["total"], state["weight"]), mesh, PIPE, DATA)
+        return total / weight, reduce.disassemble(storage, mesh, state["grads"], weight)
+
+    specs = (storage.specs, P(PIPE), P(DATA) if DATA in mesh.axis_names else P())
+    return jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(*specs, batch_specs(inputs, mesh), batch_specs(labels, mesh), P()),
+        out_specs=(P(), storage.specs),
+        axis_names=manual_axes(mesh),
+        # Unchecked, so that users' layers need not annotate what varies; gradients are then summed in `reduce`, once.
+        check_vma=False,
+    )(params, *_ranks(mesh), inputs, labels, key)
+
+
+def _ranks(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
+    """Rank and data rank as sharded inputs: axis_index in one branch only has upset partitioners before."""
+    return jnp.arange(mesh.shape[PIPE]), jnp.arange(mesh.shape.get(DATA, 1))
+
+
+def _distinct(stages: list[Stage], make: Callable[[Stage], StageProgram]) -> tuple[list[StageProgram], list[int]]:
+    """The distinct stage programs, and which one each stage runs."""
+    programs: dict[Any, tuple[int, StageProgram]] = {}
+    ids = []
+    for stage in stages:
+        program_key = stage.program_key()
+        if program_key not in programs:
+            programs[program_key] = (len(programs), make(stage))
+        ids.append(programs[program_key][0])
+    return [program for _, program in programs.values()], ids
+
+
+def _spoil(leaf: jax.Array) -> jax.Array:
+    return jnp.full_like(leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf

@@ -1,0 +1,60 @@
+"""Folds the tick table: which ticks share one piece of compiled code.
+
+A loop body may hold several ticks (phases). Phase i of the body then knows which ops can occur in it and which edges
+carry data, so it gets only those branches and permutes. 1F1B in parity form has period 2: on even ticks even ranks run F
+while odd ranks run B, and each permute covers half of the edges. GPipe has period 1 and a cut in the middle: no forward
+edge carries anything once the backward passes begin.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Edge = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`ticks[start:stop]` run as one compiled loop with `period` ticks in its body; the last body may run past `stop`."""
+
+    start: int
+    stop: int
+    period: int
+
+    @property
+    def num_iterations(self) -> int:
+        return -(-(self.stop - self.start) // self.period)
+
+    def phase_ticks(self, phase: int) -> range:
+        return range(self.start + phase, self.stop, self.period)
+
+
+def fold(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, Edge]]]) -> tuple[Loop, ...]:
+    """The loops that run a table.
+
+    Args:
+      kinds: per tick, which kinds of op occur.
+      edges: per tick, the (direction, (source, target)) pairs that carry data.
+    """
+    bounds = [0, *_cuts(kinds), len(kinds)]
+    return tuple(
+        Loop(start, stop, _period(edges[start:stop])) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start
+    )
+
+
+def _cuts(kinds: Sequence[frozenset[str]]) -> list[int]:
+    """Ticks before which and after which no kind of op is the same: cutting there duplicates no code."""
+    cuts = []
+    for tick in range(1, len(kinds)):
+        before, after = frozenset().union(*kinds[:tick]), frozenset().union(*kinds[tick:])
+        if before and after and not before & after:
+            cuts.append(tick)
+    return cuts[:1]
+
+
+def _period(edges: Sequence[frozenset[tuple[str, Edge]]]) -> int:
+    """1 or 2: whichever permutes fewer edges per tick, 1 if equal (half the code)."""
+
+    def edges_per_tick(period: int) -> float:
+        return sum(len(frozenset().union(*edges[phase::period])) for phase in range(period)) / period
+
+    return min((1, 2), key=lambda period: (edges_per_tick(period), period))

@@ -1,0 +1,82 @@
+"""The only maker of device meshes."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jaxpipe.errors import MeshError
+
+PIPE = "pipe"
+DATA = "data"
+
+
+def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[jax.Device] | None = None, **axes: int) -> Mesh:
+    """Makes the mesh that a pipeline runs on.
+
+    Args:
+      pipe: ranks of the pipeline; one rank holds one stage.
+      data: data ranks; each micro-batch is split over them.
+      devices: devices to use, in mesh order; the first `pipe * data * ...` of `jax.devices()` when not given.
+      **axes: further mesh axes with their sizes, such as `model=2`. They are left to the compiler: shard
+        parameters over them with sharding annotations.
+
+    Returns:
+      A `jax.sharding.Mesh` with the axes `("pipe", "data", *axes)`, all of `AxisType.Auto`.
+
+    Raises:
+      MeshError: an axis size is below one, or there are too few devices.
+    """
+    sizes = {PIPE: pipe, DATA: data, **axes}
+    for axis, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise MeshError(f"make_mesh({axis}={size!r}): the size of a mesh axis is an integer of at least 1.")
+    needed = math.prod(sizes.values())
+    found = list(jax.devices() if devices is None else devices)
+    if len(found) < needed:
+        shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        raise MeshError(
+            f"make_mesh: {shape} needs {needed} devices, but there are {len(found)}"
+            f"{f' ({found[0].platform})' if found else ''}. Use smaller axes, or simulate devices on the CPU: "
+            f'jax.config.update("jax_num_cpu_devices", {needed}) right after `import jax`, or '
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={needed} in the environment."
+        )
+    grid = np.asarray(found[:needed], dtype=object).reshape(tuple(sizes.values()))
+    # Explicit axes (the default of jax.make_mesh) would make users' layers state the sharding of every intermediate.
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def pipe_size(mesh: Mesh) -> int:
+    """Number of pipeline ranks of `mesh`; raises MeshError without an axis named "pipe"."""
+    if PIPE not in mesh.shape:
+        raise MeshError(
+            f'The mesh has the axes {tuple(mesh.shape)}, but stages live on an axis named "pipe". '
+            "Make it with jaxpipe.make_mesh(pipe=..., data=...)."
+        )
+    return mesh.shape[PIPE]
+
+
+def data_size(mesh: Mesh) -> int:
+    """Number of data ranks of `mesh` (1 without an axis named "data")."""
+    return mesh.shape.get(DATA, 1)
+
+
+def manual_axes(mesh: Mesh) -> frozenset[str]:
+    """The axes the loop handles itself.
+
+    The data axis is one of them: left to the compiler, the gradient all-reduce would land inside the loop, once per
+    micro-batch.
+    """
+    return frozenset({PIPE, DATA} & set(mesh.axis_names))
+
+
+def rank_mesh(mesh: Mesh, rank: int) -> Mesh:
+    """The devices of one pipeline rank, as a mesh with the remaining axes (or `("data",)` if none remain)."""
+    axis = mesh.axis_names.index(PIPE)
+    names = tuple(name for name in mesh.axis_names if name != PIPE)
+    devices = np.take(mesh.devices, rank, axis=axis)
+    if not names:
+        names, devices = (DATA,), devices.reshape(1)
+    return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))

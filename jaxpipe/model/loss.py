@@ -1,0 +1,51 @@
+"""What a `loss_fn` may return, brought into one form: (sum, weight, metrics)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpipe.errors import LossError
+from jaxpipe.model.shapes import describe
+
+LossFn = Callable[[Any, Any], Any]
+
+
+def _scalar(value: Any, what: str) -> jax.Array:
+    if not hasattr(value, "shape") and not isinstance(value, (int, float)):
+        raise LossError(f"loss_fn returned {what} of type {type(value).__name__}. {_RULE}")
+    value = jnp.asarray(value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        hint = " Reduce it, for example with .mean()." if value.shape else ""
+        raise LossError(f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar.{hint} {_RULE}")
+    return value
+
+
+_RULE = (
+    "loss_fn(outputs, labels) returns a scalar mean, or (sum, weight) for an exact weighted mean; either may be the first "
+    "of a pair with a dict of metrics."
+)
+
+
+def loss_terms(loss_fn: LossFn | None, outputs: Any, labels: Any) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """The loss of one micro-batch on one data rank as (sum, weight, metrics).
+
+    The mean over any set of micro-batches and data ranks is (sum of sums) / (sum of weights); a plain scalar mean has
+    weight 1. The weight is a constant to the derivative. Without a `loss_fn` the outputs are the loss.
+
+    Raises:
+      LossError: the result is none of the allowed forms.
+    """
+    result = outputs if loss_fn is None else loss_fn(outputs, labels)
+    metrics: dict[str, Any] = {}
+    if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], dict):
+        result, metrics = result
+    if isinstance(result, (tuple, list)):
+        if len(result) != 2:
+            raise LossError(f"loss_fn returned a {type(result).__name__} of {len(result)} values. {_RULE}")
+        total = _scalar(result[0], "the sum")
+        weight = jnp.asarray(result[1], total.dtype)
+        return total, jax.lax.stop_gradient(_scalar(weight, "the weight")), metrics
+    total = _scalar(result, "a value")
+    return total, jnp.ones((), total.dtype), metrics

@@ -1,0 +1,150 @@
+"""`PipelineModule`: the layer list, its loss, and how to cut it."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from jaxpipe.errors import LayerError
+from jaxpipe.model import keys, partition
+from jaxpipe.model.layers import BoundLayer, Params, Tree, bind
+from jaxpipe.model.loss import LossFn
+from jaxpipe.model.shapes import avals, describe
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """Abstract values of one layer: what it holds (nothing for a later use of a tie), takes and returns."""
+
+    params: Params
+    inputs: Tree
+    outputs: Tree
+
+
+class PipelineModule:
+    """A model as a list of layers.
+
+    Args:
+      layers: `Layer`, `LayerSpec`, `TiedLayerSpec` or other callables; each takes what the one before it returns, as one
+        positional argument (any pytree).
+      loss_fn: `loss_fn(outputs, labels)` returns a scalar mean, or (sum, weight) for an exact weighted mean; either may be
+        the first of a pair with a dict of metrics. None: the last layer's output is the loss.
+      partition_method: "uniform", "parameters", "cost" (FLOPs as XLA counts them), "type:<regex>" (balances the layers
+        whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Any],
+        loss_fn: LossFn | None = None,
+        partition_method: str | Sequence[int] = "parameters",
+    ):
+        self.layers: tuple[BoundLayer, ...] = bind(layers)
+        self.loss_fn = loss_fn
+        self.partition_method = partition_method
+        first_use: dict[str, int] = {}
+        for index, layer in enumerate(self.layers):
+            if layer.tie is not None:
+                first_use.setdefault(layer.tie, index)
+        # owners[i]: index of the layer that holds the weights layer i computes with; i itself unless tied.
+        self.owners: tuple[int, ...] = tuple(
+            index if layer.tie is None else first_use[layer.tie] for index, layer in enumerate(self.layers)
+        )
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def __repr__(self) -> str:
+        return f"PipelineModule({', '.join(layer.name for layer in self.layers)})"
+
+    def label(self, index: int) -> str:
+        """How messages name a layer."""
+        return f"layer {index} ({self.layers[index].name})"
+
+    def init_layer(self, index: int, key: jax.Array, inputs: Tree) -> Params:
+        """Params of one layer from the model's key; `inputs` are arrays of the shapes the layer takes."""
+        if self.owners[index] != index:
+            return {}  # a later use of a tie holds nothing of its own
+        return self.layers[index].init(keys.init_key(key, index), inputs)
+
+    def shapes(self, example: Tree, params: Sequence[Params] | None = None) -> list[LayerShapes]:
+        """Runs the list on shapes only.
+
+        Args:
+          example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
+          params: per-layer params, if known; otherwise their shapes come from each layer's `init`.
+
+        Raises:
+          LayerError: a layer does not accept what the layer before it returns; both are named.
+        """
+        found: list[LayerShapes] = []
+        x = avals(example)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        for index, layer in enumerate(self.layers):
+            try:
+                held = (
+                    jax.eval_shape(lambda k, v, i=index: self.init_layer(i, k, v), key, x)
+                    if params is None
+                    else avals(params[index])
+                )
+                owned = held if self.owners[index] == index else found[self.owners[index]].params
+                y = jax.eval_shape(lambda p, v, k, f=layer.apply: f(p, v, k, True), owned, x, key)
+            except LayerError:
+                raise
+            except Exception as error:
+                source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
+                raise LayerError(
+                    f"{self.label(index)} cannot take its input: {source} {describe(x)}. It failed with "
+                    f"{type(error).__name__}: {_first_line(error)}. Make the two fit, or put a layer between them."
+                ) from error
+            found.append(LayerShapes(held, x, y))
+            x = y
+        return found
+
+    def partition(self, num_stages: int, example: Tree) -> tuple[int, ...]:
+        """Boundaries of the stages, `num_stages + 1` ascending layer indices from 0 to the number of layers.
+
+        Args:
+          num_stages: how many stages.
+          example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
+
+        Raises:
+          PartitionError: the method is unknown, does not fit, or there are more stages than layers.
+        """
+        return self.partition_from(num_stages, lambda: self.shapes(example))
+
+    def partition_from(self, num_stages: int, shapes: Callable[[], list[LayerShapes]]) -> tuple[int, ...]:
+        """As `partition`, with the shapes made only if the method needs them."""
+
+        def weights(method: str) -> list[int]:
+            if method == "parameters":
+                return [sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(s.params)) for s in shapes()]
+            return self._flops(shapes())
+
+        return partition.partition(
+            self.partition_method,
+            num_layers=self.num_layers,
+            num_stages=num_stages,
+            names=[layer.name for layer in self.layers],
+            weights=weights,
+        )
+
+    def _flops(self, shapes: list[LayerShapes]) -> list[int]:
+        counted: dict[tuple[Any, ...], int] = {}
+        flops = []
+        for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True)):
+            held = shapes[self.owners[index]].params
+            seen = (id(layer), str(avals((held, shape.inputs))))
+            if seen not in counted:
+                lowered = jax.jit(lambda p, x, f=layer.apply: f(p, x, None, True)).lower(held, shape.inputs)
+                counted[seen] = int((lowered.cost_analysis() or {}).get("flops", 0))
+            flops.append(counted[seen])
+        return flops
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else "no message"

@@ -1,0 +1,116 @@
+"""Layers + boundaries -> what each stage computes, as a short list of parts.
+
+A part is a run of like layers (scanned over their stack) or a single layer. Stages whose parts look the same are the
+same program: three for a usual transformer (first, middle, last), whatever the number of ranks.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from jaxpipe.model import keys
+from jaxpipe.model.layers import BoundLayer, Params, Tree
+from jaxpipe.model.module import LayerShapes
+from jaxpipe.model.shapes import signature
+from jaxpipe.model.storage import Storage
+
+
+@dataclass(frozen=True)
+class Part:
+    """`count` like layers in a row.
+
+    Attributes:
+      layer: the function.
+      offset: index of the first of them within the stage.
+      stack: name of the stack they compute with, or None.
+      slot: slot of the first in that stack.
+      shared: name of the shared entry it computes with (then `count` is 1), or None.
+    """
+
+    layer: BoundLayer
+    offset: int
+    count: int = 1
+    stack: str | None = None
+    slot: int = 0
+    shared: str | None = None
+
+    def apply(self, params: Params, x: Tree, layer_keys: Any, train: bool) -> Tree:
+        """The layers one after the other.
+
+        Args:
+          params: of the layer; with a leading dim of `count` if it is more than one.
+          layer_keys: a key, an array of `count` keys, or None.
+        """
+        if self.count == 1:
+            return self.layer.apply(params, x, layer_keys, train)
+
+        def step(x: Tree, each: Any) -> tuple[Tree, None]:
+            params, key = each
+            return self.layer.apply(params, x, key, train), None
+
+        return jax.lax.scan(step, x, (params, layer_keys), length=self.count)[0]
+
+    def keys(self, micro_batch_key: jax.Array | None, first: jax.Array) -> Any:
+        """The keys of the layers, or None; `first` is the global index of the first of them."""
+        if micro_batch_key is None or not self.layer.uses_key:
+            return None
+        if self.count == 1:
+            return keys.layer_key(micro_batch_key, first)
+        indices = first + jax.numpy.arange(self.count)
+        return jax.vmap(keys.layer_key, in_axes=(None, 0))(micro_batch_key, indices)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage computes. Equal stages are one program."""
+
+    parts: tuple[Part, ...]
+    is_first: bool
+    is_last: bool
+    inputs: Tree
+    outputs: Tree
+
+    def program_key(self) -> Any:
+        """Equal for stages that run the same program."""
+        parts = tuple(replace(part) for part in self.parts)
+        return parts, self.is_first, self.is_last, signature(self.inputs), signature(self.outputs)
+
+
+def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
+    """The stages of a model whose layers take and return `shapes` (those of one micro-batch on one data rank)."""
+    last = storage.num_ranks - 1
+    stages = []
+    for stage in range(storage.num_ranks):
+        start, stop = storage.boundaries[stage], storage.boundaries[stage + 1]
+        parts: list[Part] = []
+        for index in range(start, stop):
+            part = _single(storage, index, start)
+            if parts and _continues(parts[-1], part, shapes[index]):
+                parts[-1] = replace(parts[-1], count=parts[-1].count + 1)
+            else:
+                parts.append(part)
+        stages.append(
+            Stage(tuple(parts), stage == 0, stage == last, shapes[start].inputs, shapes[stop - 1].outputs)
+        )
+    return stages
+
+
+def _single(storage: Storage, index: int, start: int) -> Part:
+    layer = storage.module.layers[index]
+    if stack := storage.stack_of(index):
+        return Part(layer, index - start, stack=stack.name, slot=stack.places[index][1])
+    shared = storage.shared_of(index)
+    return Part(layer, index - start, shared=shared.name if shared else None)
+
+
+def _continues(run: Part, part: Part, shapes: LayerShapes) -> bool:
+    """Whether `part` extends the run before it: a scan needs one function, one stack and one shape throughout."""
+    return (
+        run.layer is part.layer
+        and run.stack == part.stack
+        and run.shared is None
+        and part.shared is None
+        and (part.stack is None or part.slot == run.slot + run.count)
+        and signature(shapes.inputs) == signature(shapes.outputs)
+    )

@@ -1,0 +1,230 @@
+"""Where the weights live: one params tree for the user, and which rank holds which part of it.
+
+    params = {"stacked": {"Block": leaves [S, slots, ...]},      one stack per kind of repeated layer, rank r holds [r]
+              "shared":  {"00_Embed": leaves in their own shape}}  every other layer, and every tied one
+
+A stack is padded with zeros where a stage has fewer layers of the kind than the fullest one. Shared layers are stored cut
+along one dim over the ranks (where a dim divides), and gathered once per step, so that storage and optimizer state shrink
+with the number of ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpipe.errors import LayerError
+from jaxpipe.mesh import PIPE, manual_axes
+from jaxpipe.model import keys
+from jaxpipe.model.module import LayerShapes, PipelineModule
+from jaxpipe.model.shapes import avals, describe, signature
+
+P = PartitionSpec
+Params = Any
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers of one kind: `places[layer] = (rank, slot)`, and the shapes of one layer's params."""
+
+    name: str
+    slots: int
+    places: dict[int, tuple[int, int]]
+    params: Params
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A layer stored on its own; `split` has, per leaf, the dim that is cut over the ranks (-1: none)."""
+
+    name: str
+    layer: int
+    params: Params
+    split: Params = field(repr=False)
+
+
+class Storage:
+    """The layout of the params of `module` cut at `boundaries`, one stage per rank.
+
+    Args:
+      params: per layer, the shapes of its params.
+    """
+
+    def __init__(self, module: PipelineModule, boundaries: Sequence[int], params: Sequence[Params]):
+        self.module, self.boundaries = module, tuple(boundaries)
+        self.num_ranks = len(self.boundaries) - 1
+        self.layer_params = [avals(p) for p in params]
+        kinds: dict[Any, list[int]] = {}
+        for index, layer in enumerate(module.layers):
+            if module.owners[index] == index and jax.tree.leaves(params[index]):
+                alone = index if layer.tie is not None else -1  # a tied layer is never stacked
+                kinds.setdefault((id(layer), signature(params[index]), alone), []).append(index)
+        digits = len(str(module.num_layers - 1))
+        self.stacks: dict[str, Stack] = {}
+        self.shared: dict[str, Shared] = {}
+        for members in kinds.values():
+            name, shape = module.layers[members[0]].name, self.layer_params[members[0]]
+            if len(members) > 1:
+                name = _unique(name, self.stacks)
+                self.stacks[name] = self._stack(name, members, shape)
+            else:
+                name = f"{members[0]:0{digits}d}_{name}"
+                split = jax.tree.map(self._split_dim, shape)
+                self.shared[name] = Shared(name, members[0], shape, split)
+
+    def _stack(self, name: str, members: list[int], shape: Params) -> Stack:
+        used = [0] * self.num_ranks
+        places: dict[int, tuple[int, int]] = {}
+        for index in members:
+            rank = self.stage_of(index)
+            places[index] = (rank, used[rank])
+            used[rank] += 1
+        return Stack(name, max(used), places, shape)
+
+    def _split_dim(self, leaf: jax.ShapeDtypeStruct) -> int:
+        dims = [dim for dim, size in enumerate(leaf.shape) if size and size % self.num_ranks == 0]
+        return max(dims, key=lambda dim: leaf.shape[dim]) if dims and self.num_ranks > 1 else -1
+
+    def stage_of(self, layer: int) -> int:
+        """The stage that holds `layer`."""
+        return next(s for s in range(self.num_ranks) if layer < self.boundaries[s + 1])
+
+    def stack_of(self, layer: int) -> Stack | None:
+        """The stack that holds the params of `layer`, if it is one of several of its kind."""
+        return next((stack for stack in self.stacks.values() if layer in stack.places), None)
+
+    def shared_of(self, layer: int) -> Shared | None:
+        """The shared entry that `layer` computes with (its own, or that of the first use of its tie)."""
+        owner = self.module.owners[layer]
+        return next((shared for shared in self.shared.values() if shared.layer == owner), None)
+
+    # ------------------------------------------------------------------------------------------------ the params tree
+
+    @property
+    def specs(self) -> Params:
+        """A PartitionSpec per leaf of the params tree."""
+
+        def cut(leaf: jax.ShapeDtypeStruct, dim: int) -> PartitionSpec:
+            return P(*[PIPE if d == dim else None for d in range(len(leaf.shape))]) if dim >= 0 else P()
+
+        return {
+            "stacked": {name: jax.tree.map(lambda _: P(PIPE), stack.params) for name, stack in self.stacks.items()},
+            "shared": {name: jax.tree.map(cut, s.params, s.split) for name, s in self.shared.items()},
+        }
+
+    def shardings(self, mesh: Mesh) -> Params:
+        """A NamedSharding per leaf of the params tree."""
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), self.specs, is_leaf=lambda x: isinstance(x, P))
+
+    def shapes(self) -> Params:
+        """A ShapeDtypeStruct per leaf of the params tree."""
+
+        def stacked(stack: Stack) -> Params:
+            lead = (self.num_ranks, stack.slots)
+            return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), stack.params)
+
+        return {
+            "stacked": {name: stacked(stack) for name, stack in self.stacks.items()},
+            "shared": {name: shared.params for name, shared in self.shared.items()},
+        }
+
+    def init(self, mesh: Mesh, key: jax.Array, shapes: Sequence[LayerShapes]) -> Params:
+        """Makes the params from `key`, each rank its own: no device ever holds the whole model.
+
+        The weights of a layer depend on `key` and its index only, not on the partition.
+        """
+
+        def zeros(layer: int) -> Tree:
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[layer].inputs)
+
+        def one_rank(key: jax.Array, layers: dict[str, jax.Array]) -> Params:
+            def one_stack(stack: Stack, layers_here: jax.Array) -> Params:
+                some = next(iter(stack.places))
+                inputs = zeros(some)
+
+                def one_slot(layer: jax.Array) -> Params:
+                    made = self.module.layers[some].init(keys.init_key(key, layer), inputs)
+                    return jax.tree.map(lambda a: jnp.where(layer >= 0, a, 0), made)
+
+                # One after the other: a vmap over the slots would hold every intermediate of init at once.
+                return jax.tree.map(lambda a: a[None], jax.lax.map(one_slot, layers_here[0]))
+
+            return {name: one_stack(self.stacks[name], layers[name]) for name in self.stacks}
+
+        def make(key: jax.Array) -> Params:
+            table = {}
+            for name, stack in self.stacks.items():
+                rows = [[-1] * stack.slots for _ in range(self.num_ranks)]
+                for layer, (rank, slot) in stack.places.items():
+                    rows[rank][slot] = layer
+                table[name] = jnp.asarray(rows, jnp.int32)
+            stacked = jax.shard_map(
+                one_rank,
+                mesh=mesh,
+                in_specs=(P(), P(PIPE)),
+                out_specs=P(PIPE),
+                axis_names=manual_axes(mesh),
+                check_vma=False,  # users' init functions need not know about varying axes
+            )(key, table)
+            shared = {n: self.module.init_layer(s.layer, key, zeros(s.layer)) for n, s in self.shared.items()}
+            return {"stacked": stacked, "shared": shared}
+
+        return jax.jit(make, out_shardings=self.shardings(mesh))(key)
+
+    # ------------------------------------------------------------------------------------- per-layer view, and back
+
+    def to_layers(self, params: Params) -> list[Params]:
+        """Per layer, in order, its own params in the shapes its `init` gave; `{}`-like for layers that hold none."""
+        layers: list[Params] = list(self.layer_params)  # right already for layers without leaves
+        for name, stack in self.stacks.items():
+            for layer, place in stack.places.items():
+                layers[layer] = jax.tree.map(lambda a, at=place: a[at], params["stacked"][name])
+        for name, shared in self.shared.items():
+            layers[shared.layer] = params["shared"][name]
+        return layers
+
+    def from_layers(self, mesh: Mesh, layers: Sequence[Params]) -> Params:
+        """The params tree on the mesh from per-layer params.
+
+        Raises:
+          LayerError: the number of layers, or the structure, shape or dtype of one, is not what the model has.
+        """
+        check_layers(self.module, layers, self.layer_params)
+
+        def build(layers: list[Params]) -> Params:
+            def stacked(stack: Stack) -> Params:
+                grid: list[Any] = [None] * (self.num_ranks * stack.slots)
+                for layer, (rank, slot) in stack.places.items():
+                    grid[rank * stack.slots + slot] = layers[layer]
+                blank = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), stack.params)
+                lead = (self.num_ranks, stack.slots)
+                return jax.tree.map(
+                    lambda *leaves: jnp.stack(leaves).reshape(*lead, *leaves[0].shape),
+                    *[blank if layer is None else layer for layer in grid],
+                )
+
+            return {
+                "stacked": {name: stacked(stack) for name, stack in self.stacks.items()},
+                "shared": {name: layers[shared.layer] for name, shared in self.shared.items()},
+            }
+
+        return jax.jit(build, out_shardings=self.shardings(mesh))(jax.device_get(list(layers)))
+
+
+def check_layers(module: PipelineModule, layers: Sequence[Params], expected: Sequence[Params]) -> None:
+    """Raises LayerError unless `layers` has, per layer, the structure, shapes and dtypes of `expected`."""
+    if len(layers) != len(expected):
+        raise LayerError(f"{len(layers)} per-layer params were given, but the model has {len(expected)} layers.")
+    for index, (given, wanted) in enumerate(zip(layers, expected, strict=True)):
+        if signature(given) != signature(wanted):
+            raise LayerError(f"{module.label(index)}: expected params {describe(wanted)}, got {describe(given)}.")
+
+
+def _unique(name: str, taken: dict[str, Any]) -> str:
+    if name not in taken:
+        return name
+    return next(f"{name}_{n}" for n in range(2, len(taken) + 3) if f"{name}_{n}" not in taken)

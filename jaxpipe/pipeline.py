@@ -1,0 +1,268 @@
+"""`Pipeline`: the functional core. Pure functions of params and a batch, ready for a hand-written training loop."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpipe import schedules
+from jaxpipe.errors import ConfigError, DataError, LayerError, LossError
+from jaxpipe.executor import evaluate as _evaluate
+from jaxpipe.executor import train as _train
+from jaxpipe.executor.batch import check_batch
+from jaxpipe.lowering.lower import lower
+from jaxpipe.lowering.program import Program
+from jaxpipe.mesh import DATA, PIPE, pipe_size, rank_mesh
+from jaxpipe.model.module import LayerShapes, PipelineModule
+from jaxpipe.model.shapes import avals
+from jaxpipe.model.storage import Storage
+from jaxpipe.schedules import Schedule
+
+P = PartitionSpec
+Params = Any
+Tree = Any
+Batch = tuple[Tree, Tree]
+
+
+class Pipeline:
+    """A module put on a mesh under a schedule.
+
+    Args:
+      module: the layers and their loss.
+      mesh: with the axis "pipe", and usually "data"; see `make_mesh`.
+      num_micro_batches: M of a training batch.
+      schedule: "1f1b", "eager_1f1b", "gpipe", a `Schedule`, or the path of a CSV.
+      remat: what the backward pass recomputes. "layer" saves the input of each layer, "stage" that of the stage, an
+        interval k that of every k-th layer; "none" saves all that is needed; or a `jax.checkpoint` policy, per layer.
+    """
+
+    def __init__(
+        self,
+        module: PipelineModule,
+        mesh: Mesh,
+        num_micro_batches: int = 1,
+        schedule: str | Schedule | Any = "1f1b",
+        remat: str | int | Callable[..., Any] = "layer",
+        *,
+        poison: bool = False,
+    ):
+        self.module, self.mesh, self.num_micro_batches = module, mesh, num_micro_batches
+        self.num_stages = pipe_size(mesh)
+        if not isinstance(num_micro_batches, int) or num_micro_batches < 1:
+            raise ConfigError(f"num_micro_batches={num_micro_batches!r}: it is an integer of at least 1.")
+        _check_remat(remat)
+        self.remat = remat
+        self.schedule = schedules.get(schedule, self.num_stages, num_micro_batches)
+        self.program: Program = lower(self.schedule)
+        self._poison = poison
+        self._storage: Storage | None = None
+        self._train = jax.jit(self._value_and_grad)
+        self._eval = jax.jit(self._evaluate, static_argnames=("outputs", "loss", "reduce_output", "broadcast"))
+
+    # ------------------------------------------------------------------------------------------------------- params
+
+    def init(self, key: jax.Array, example_inputs: Tree) -> Params:
+        """Makes the params on the mesh, each rank its own.
+
+        Args:
+          key: PRNG key. The weights of a layer depend on it and on the layer's index, not on the number of stages.
+          example_inputs: one micro-batch of inputs (arrays or ShapeDtypeStruct).
+
+        Returns:
+          `{"stacked": {kind: leaves [S, slots, ...]}, "shared": {layer: leaves}}`; see `to_layers` for the per-layer view.
+        """
+        shapes = self.module.shapes(example_inputs)
+        return self._plan([s.params for s in shapes], shapes).init(self.mesh, key, shapes)
+
+    @property
+    def partition(self) -> tuple[int, ...]:
+        """Boundaries of the stages."""
+        return self.storage.boundaries
+
+    @property
+    def storage(self) -> Storage:
+        """Where the weights live. Raises LayerError before `init` or `from_layers`."""
+        if self._storage is None:
+            raise LayerError("This pipeline has no params yet. Call pipe.init(key, example_inputs) or pipe.from_layers.")
+        return self._storage
+
+    def _plan(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Storage:
+        """Cuts the module once; later calls must agree."""
+        if self._storage is None:
+
+            def known() -> list[LayerShapes]:
+                if shapes is not None:
+                    return shapes
+                if self.module.partition_method == "cost":
+                    raise LayerError('partition_method="cost" needs the shapes of the data: call pipe.init first.')
+                return [LayerShapes(p, None, None) for p in params]
+
+            boundaries = self.module.partition_from(self.num_stages, known)
+            self._storage = Storage(self.module, boundaries, params)
+        return self._storage
+
+    def to_layers(self, params: Params) -> list[Params]:
+        """Per layer, in order, its own params (or gradients) in the shapes its init gave.
+
+        Layers without params, and later uses of a tie, hold nothing: an empty tree.
+        """
+        return self.storage.to_layers(params)
+
+    def from_layers(self, layers: Sequence[Params]) -> Params:
+        """The inverse of `to_layers`, onto the mesh.
+
+        Raises:
+          LayerError: the layers do not fit the module.
+        """
+        if len(layers) != self.module.num_layers:
+            raise LayerError(f"{len(layers)} per-layer params were given; the module has {self.module.num_layers} layers.")
+        return self._plan(layers, None).from_layers(self.mesh, layers)
+
+    # ----------------------------------------------------------------------------------------------------- training
+
+    def value_and_grad(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Params]:
+        """Loss of a batch and its gradient.
+
+        Args:
+          params: as `init` gives.
+          batch: (inputs, labels), leaves [M, B, ...] with B the rows of a micro-batch on all data ranks.
+          key: PRNG key of this step (dropout); None switches dropout off.
+
+        Returns:
+          The mean loss over micro-batches and data ranks, a scalar on all devices, and the gradients in the structure
+          and sharding of `params`.
+
+        Raises:
+          DataError: the batch does not fit M or the data ranks. LayerError, LossError: the model does not fit itself.
+        """
+        inputs, labels = self._checked(batch)
+        return self._train(params, inputs, labels, key)
+
+    def lower_train(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.stages.Lowered:
+        """The training program, lowered; takes arrays or ShapeDtypeStruct. `.compile().memory_analysis()` and so on."""
+        inputs, labels = self._checked(batch)
+        return self._train.lower(avals_on(params, self.storage.shardings(self.mesh)), avals(inputs), avals(labels), key)
+
+    def _checked(self, batch: Batch) -> Batch:
+        inputs, labels, _ = check_batch(batch, self.num_micro_batches, self.mesh)
+        return inputs, labels
+
+    def _value_and_grad(self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None) -> Any:
+        return _train.value_and_grad(
+            self.storage, self.mesh, self.program, self.remat, params, inputs, labels, key, poison=self._poison
+        )
+
+    # --------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self,
+        params: Params,
+        batch: Batch,
+        return_logits: bool = False,
+        compute_loss: bool = True,
+        reduce_output: str | None = "avg",
+        num_micro_batches: int | None = None,
+        *,
+        bcast_loss: bool = True,
+    ) -> Any:
+        """Runs the model forward, in evaluation mode, on a batch of any M, rows and sequence length.
+
+        Args:
+          batch: (inputs, labels), leaves [M, B, ...]; labels may be None without `compute_loss`.
+          return_logits: also return the outputs of every micro-batch.
+          compute_loss: without it only outputs are returned, and neither labels nor a `loss_fn` are needed.
+          reduce_output: "avg" is the loss of the whole batch, "sum" the sum over micro-batches, None one value each, [M].
+          num_micro_batches: if given, M must be this.
+          bcast_loss: False leaves the loss on the devices of the last rank; the program then has no broadcast.
+
+        Returns:
+          `loss`, `(loss, outputs)` or `outputs`. Leaves of outputs are [M, B, ...], in order, on the devices of the last
+          rank and sharded over its data ranks (inside a caller's `jit`, on all of them).
+        """
+        inputs, labels, options = self._eval_arguments(
+            batch, return_logits, compute_loss, reduce_output, num_micro_batches, bcast_loss
+        )
+        loss, outputs = self._eval(params, inputs, labels, **options)
+        if loss is not None and not bcast_loss:
+            loss = jax.tree.map(lambda a: a[0], self._last_rank(loss, 1))
+        if not options["outputs"]:
+            return loss
+        outputs = self._last_rank(outputs, jax.tree.leaves(inputs)[0].shape[0])
+        return (loss, outputs) if compute_loss else outputs
+
+    def lower_eval(self, params: Params, batch: Batch, **options: Any) -> jax.stages.Lowered:
+        """The evaluation program, lowered; options as for `evaluate`."""
+        defaults = {"return_logits": False, "compute_loss": True, "reduce_output": "avg", "num_micro_batches": None, "bcast_loss": True}
+        unknown = sorted(set(options) - set(defaults))
+        if unknown:
+            raise ConfigError(f"lower_eval got the options {unknown}; it knows {sorted(defaults)}.")
+        inputs, labels, static = self._eval_arguments(batch, **{**defaults, **options})
+        params = avals_on(params, self.storage.shardings(self.mesh))
+        return self._eval.lower(params, avals(inputs), avals(labels), **static)
+
+    def _eval_arguments(
+        self,
+        batch: Batch,
+        return_logits: bool,
+        compute_loss: bool,
+        reduce_output: str | None,
+        num_micro_batches: int | None,
+        bcast_loss: bool,
+    ) -> tuple[Tree, Tree, dict[str, Any]]:
+        if reduce_output not in _evaluate.REDUCTIONS:
+            raise ConfigError(f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).')
+        inputs, labels, _ = check_batch(batch, num_micro_batches, self.mesh, needs_labels=compute_loss)
+        if compute_loss and labels is None and self.module.loss_fn is not None:
+            raise DataError("The labels are None, but the loss needs them. Pass labels, or compute_loss=False.")
+        if compute_loss and self.module.loss_fn is None and labels is not None:
+            raise LossError("Labels were given, but the module has no loss_fn to use them. Pass PipelineModule(loss_fn=...).")
+        static = {
+            "outputs": return_logits or not compute_loss,
+            "loss": compute_loss,
+            "reduce_output": reduce_output if compute_loss else None,
+            "broadcast": bcast_loss or not compute_loss,
+        }
+        return inputs, labels if compute_loss else None, static
+
+    def _evaluate(self, params: Params, inputs: Tree, labels: Tree, **options: Any) -> Any:
+        num_micro_batches = jax.tree.leaves(inputs)[0].shape[0]
+        program = _forward_program(self.num_stages, num_micro_batches)
+        return _evaluate.evaluate(self.storage, self.mesh, program, params, inputs, labels, **options)
+
+    def _last_rank(self, tree: Tree, length: int) -> Tree:
+        """The part of leaves [S * length, ...] that the last rank holds: taken where it lies, nothing moves."""
+        mesh = rank_mesh(self.mesh, self.num_stages - 1)
+
+        def one(leaf: jax.Array) -> jax.Array:
+            if isinstance(leaf, jax.core.Tracer):
+                return leaf[-length:]
+            sharding = leaf.sharding
+            assert isinstance(sharding, NamedSharding)
+            rows = sharding.spec[1] if len(sharding.spec) > 1 else None
+            mine = set(mesh.devices.flat)
+            parts = [shard.data for shard in leaf.addressable_shards if shard.device in mine]
+            shape = (length, *leaf.shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, P(None, rows)) if rows else NamedSharding(mesh, P()), parts)
+
+        return jax.tree.map(one, tree)
+
+
+@functools.lru_cache(maxsize=128)
+def _forward_program(num_stages: int, num_micro_batches: int) -> Program:
+    return lower(schedules.forward_only(num_stages, num_micro_batches))
+
+
+def avals_on(tree: Tree, shardings: Tree) -> Tree:
+    """Abstract values that say where the leaves are."""
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=s), tree, shardings)
+
+
+def _check_remat(remat: Any) -> None:
+    if callable(remat) or remat in ("none", "layer", "stage"):
+        return
+    if isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1:
+        return
+    raise ConfigError(f'remat={remat!r}: it is "none", "layer", "stage", an interval of at least 1, or a jax.checkpoint policy.')

@@ -1,0 +1,57 @@
+"""Pipeline schedules as data: tables of ops, checked when made, timed on paper. Pure Python, no JAX below here."""
+
+from jaxpipe.schedules.draw import draw, render
+from jaxpipe.schedules.eager_one_f_one_b import eager_one_f_one_b
+from jaxpipe.schedules.forward_only import forward_only
+from jaxpipe.schedules.gpipe import gpipe
+from jaxpipe.schedules.instructions import (
+    BackwardPass,
+    BufferOpInstruction,
+    ForwardPass,
+    InferenceSchedule,
+    LoadMicroBatch,
+    OptimizerStep,
+    PipeInstruction,
+    PipeSchedule,
+    RecvActivation,
+    RecvGrad,
+    ReduceGrads,
+    ReduceTiedGrads,
+    SendActivation,
+    SendGrad,
+    TrainSchedule,
+)
+from jaxpipe.schedules.one_f_one_b import one_f_one_b
+from jaxpipe.schedules.op import Op
+from jaxpipe.schedules.registry import get
+from jaxpipe.schedules.simulate import Timeline, simulate
+from jaxpipe.schedules.table import Schedule
+
+__all__ = [
+    "BackwardPass",
+    "BufferOpInstruction",
+    "ForwardPass",
+    "InferenceSchedule",
+    "LoadMicroBatch",
+    "Op",
+    "OptimizerStep",
+    "PipeInstruction",
+    "PipeSchedule",
+    "RecvActivation",
+    "RecvGrad",
+    "ReduceGrads",
+    "ReduceTiedGrads",
+    "Schedule",
+    "SendActivation",
+    "SendGrad",
+    "Timeline",
+    "TrainSchedule",
+    "draw",
+    "eager_one_f_one_b",
+    "forward_only",
+    "get",
+    "gpipe",
+    "one_f_one_b",
+    "render",
+    "simulate",
+]

@@ -1,0 +1,73 @@
+"""From what a user writes after `schedule=` to a table: a name, a table, or the path of a CSV."""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules.eager_one_f_one_b import eager_one_f_one_b
+from jaxpipe.schedules.forward_only import forward_only
+from jaxpipe.schedules.gpipe import gpipe
+from jaxpipe.schedules.one_f_one_b import one_f_one_b
+from jaxpipe.schedules.table import Schedule, is_path
+
+ScheduleLike: TypeAlias = str | Schedule | os.PathLike[str]
+
+TRAINING: Mapping[str, Callable[[int, int], Schedule]] = MappingProxyType(
+    {"1f1b": one_f_one_b, "eager_1f1b": eager_one_f_one_b, "gpipe": gpipe}
+)
+ALL: Mapping[str, Callable[[int, int], Schedule]] = MappingProxyType({**TRAINING, "forward_only": forward_only})
+
+
+def get(schedule: ScheduleLike, num_stages: int, num_micro_batches: int) -> Schedule:
+    """The training schedule that `schedule` means: a name of `TRAINING`, a `Schedule`, or the path of a CSV.
+
+    Raises `ScheduleError` for an unknown name, an unreadable or wrong file, a table made for other counts, and a table
+    without backward ops.
+    """
+    table = find(schedule, num_stages, num_micro_batches, known=TRAINING)
+    if table.forward_only:
+        raise ScheduleError(
+            f"{_describe(schedule)} has no backward ops, so it cannot train; evaluation picks its own forward-only "
+            f"table. Use one of {_names(TRAINING)}."
+        )
+    return table
+
+
+def find(
+    schedule: ScheduleLike,
+    num_stages: int,
+    num_micro_batches: int,
+    *,
+    known: Mapping[str, Callable[[int, int], Schedule]] = ALL,
+) -> Schedule:
+    """As `get`, but a table without backward is welcome, and so are all names in `known`."""
+    if not isinstance(schedule, (str, Schedule, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ScheduleError(f"schedule={schedule!r} must be a name ({_names(known)}), a Schedule, or a path.")
+    if isinstance(schedule, str) and not is_path(schedule):
+        if schedule not in known:
+            near = difflib.get_close_matches(schedule.lower(), known, n=1, cutoff=0.4)
+            guess = f"; did you mean {near[0]!r}?" if near else "."
+            raise ScheduleError(
+                f"{schedule!r} is not a schedule{guess} Use one of {_names(known)}, a Schedule, or the path of a .csv "
+                "file."
+            )
+        return known[schedule](num_stages, num_micro_batches)
+    table = schedule if isinstance(schedule, Schedule) else Schedule.from_csv(schedule)
+    if (table.num_stages, table.num_micro_batches) != (num_stages, num_micro_batches):
+        raise ScheduleError(
+            f"{_describe(schedule)} is a table of {table.num_stages} stages and {table.num_micro_batches} "
+            f"micro-batches, but {num_stages} stages and {num_micro_batches} micro-batches are asked for. Make the "
+            "table for these counts, or change the counts."
+        )
+    return table
+
+
+def _describe(schedule: ScheduleLike) -> str:
+    return repr(schedule) if isinstance(schedule, Schedule) else repr(os.fspath(schedule))
+
+
+def _names(known: Mapping[str, object]) -> str:
+    return ", ".join(map(repr, known))

@@ -1,0 +1,150 @@
+"""How long a schedule takes and what it keeps: every figure about a schedule is derived here, none is declared."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules.clock import Cost, earliest_starts
+from jaxpipe.schedules.op import Op
+from jaxpipe.schedules.table import Schedule
+
+Sync = Literal["none", "neighbour", "global"]
+SYNCS: tuple[Sync, ...] = ("none", "neighbour", "global")
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A schedule with a start and an end for every op. Times are in the unit of the costs given to `simulate`.
+
+    - `makespan`: from 0 to the end of the last op.
+    - `bubble`: `makespan` minus the work of one rank, m(F+B), or m F if the table is forward-only.
+    - `peak_live`: per rank, the most micro-batches held at once, in micro-batches of a whole rank: a chunk counts 1/v.
+      F takes the place, B or W gives it back when it ends. A forward-only table keeps nothing after the op, so there
+      it is the 1/v that is being computed.
+    """
+
+    schedule: Schedule
+    sync: Sync
+    starts: Mapping[Op, Cost]
+    ends: Mapping[Op, Cost]
+    makespan: Cost
+    bubble: Cost
+    peak_live: tuple[int | Fraction, ...]
+
+    @property
+    def bubble_fraction(self) -> float:
+        """The bubble as a part of the makespan, 0 to 1."""
+        return float(self.bubble / self.makespan) if self.makespan else 0.0
+
+
+def simulate(
+    schedule: Schedule,
+    forward: Cost = 1,
+    backward_input: Cost = 1,
+    backward_weight: Cost = 1,
+    comm: Cost = 0,
+    sync: Sync = "none",
+) -> Timeline:
+    """Run the table on paper.
+
+    Costs are those of one micro-batch on one whole rank: with v chunks per rank (the rank that has most) an op costs
+    1/v of it. B costs `backward_input + backward_weight`. `comm` is the time a value takes from one rank to another;
+    it passes beside the computation. Ints and Fractions are kept exact, floats stay floats.
+
+    `sync` says what else a rank waits for:
+
+    - `"none"`: nothing; an op starts when its rank is free and its inputs have arrived.
+    - `"neighbour"`: before each tick, for the previous tick of the ranks it exchanges values with (rank r +- 1, and the
+      wrap-around of a loop placement), idle ticks included. So wait the `ppermute`s of a compiled loop.
+    - `"global"`: before each tick, for the previous tick of all ranks: a tick lasts as long as its slowest op.
+
+    The last two walk through `schedule.ticks`. Raises `ScheduleError` for a negative cost or an unknown `sync`.
+    """
+    costs = {"forward": forward, "backward_input": backward_input, "backward_weight": backward_weight, "comm": comm}
+    for name, cost in costs.items():
+        if not math.isfinite(cost) or cost < 0:
+            raise ScheduleError(f"{name}={cost}: a cost must be a finite number of at least 0.")
+    if sync not in SYNCS:
+        raise ScheduleError(f"sync={sync!r} is not known; use one of {', '.join(map(repr, SYNCS))}.")
+
+    backward = backward_input + backward_weight
+    cost_of = {
+        kind: _share(cost, schedule.num_chunks)
+        for kind, cost in {"F": forward, "B": backward, "I": backward_input, "W": backward_weight}.items()
+    }
+
+    def duration(op: Op) -> Cost:
+        return cost_of[op.kind]
+
+    def delay(source: Op, op: Op) -> Cost:
+        return comm if schedule.placement[source.stage] != schedule.placement[op.stage] else 0
+
+    if sync == "none":
+        starts = earliest_starts(schedule.rows, schedule.needs, duration=duration, delay=delay)
+    else:
+        everyone = [range(schedule.num_ranks)] * schedule.num_ranks
+        starts = _tick_starts(schedule, _partners(schedule) if sync == "neighbour" else everyone, duration, delay)
+    ends = {op: start + duration(op) for op, start in starts.items()}
+    makespan = max(ends.values())
+    work = schedule.num_micro_batches * (forward if schedule.forward_only else forward + backward)
+    return Timeline(
+        schedule=schedule,
+        sync=sync,
+        starts=starts,
+        ends=ends,
+        makespan=makespan,
+        bubble=makespan - work,
+        peak_live=tuple(_peak_live(schedule, rank) for rank in range(schedule.num_ranks)),
+    )
+
+
+def _share(cost: Cost, num_chunks: int) -> Cost:
+    if num_chunks == 1 or isinstance(cost, float):
+        return cost / num_chunks if num_chunks > 1 else cost
+    return Fraction(cost, num_chunks)
+
+
+def _partners(schedule: Schedule) -> list[set[int]]:
+    """For each rank the ranks it exchanges values with in either direction, and itself."""
+    partners = [{rank} for rank in range(schedule.num_ranks)]
+    for rank, following in zip(schedule.placement, schedule.placement[1:], strict=False):
+        partners[rank].add(following)
+        partners[following].add(rank)
+    return partners
+
+
+def _tick_starts(
+    schedule: Schedule,
+    waits_for: Sequence[Sequence[int] | set[int]],
+    duration: Callable[[Op], Cost],
+    delay: Callable[[Op, Op], Cost],
+) -> dict[Op, Cost]:
+    starts: dict[Op, Cost] = {}
+    previous: list[Cost] = [0] * schedule.num_ranks  # when each rank finished the tick before
+    for column in zip(*schedule.ticks, strict=True):
+        finished: list[Cost] = []
+        for rank, op in enumerate(column):
+            start = max(previous[other] for other in waits_for[rank])
+            if op is None:
+                finished.append(start)
+                continue
+            arrivals = [starts[source] + duration(source) + delay(source, op) for source in schedule.needs(op)]
+            starts[op] = max([start, *arrivals])
+            finished.append(starts[op] + duration(op))
+        previous = finished
+    return starts
+
+
+def _peak_live(schedule: Schedule, rank: int) -> int | Fraction:
+    share = Fraction(1, schedule.num_chunks) if schedule.num_chunks > 1 else 1
+    if schedule.forward_only:
+        return share
+    live = peak = 0
+    for op in schedule.rows[rank]:
+        if op is not None:
+            live += {"F": 1, "B": -1, "I": 0, "W": -1}[op.kind]
+            peak = max(peak, live)
+    return peak * share

@@ -1,0 +1,148 @@
+"""The schedule table: frozen, checked when it is made, everything else about it derived."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules.check import check_rows, split_pairs
+from jaxpipe.schedules.clock import earliest_starts
+from jaxpipe.schedules.op import Op, Row, Rows, needs
+from jaxpipe.schedules.text import grid, placement_of, rows_from_csv, rows_to_csv
+
+
+@dataclass(frozen=True, repr=False)
+class Schedule:
+    """Who computes what, in which order.
+
+    - `rows`: one row per rank, each a sequence of `Op`, or `None` for an idle cell. The order within a row is binding;
+      columns are a proposal for the common clock, see `ticks`.
+    - `placement`: the rank of each stage.
+
+    Making one proves that every op is there once and on its rank, and that the ranks cannot deadlock; a table that
+    fails raises `ScheduleError`. Without any backward op the table is a forward-only one.
+    """
+
+    rows: Rows
+    placement: tuple[int, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "rows", tuple(tuple(row) for row in self.rows))
+        object.__setattr__(self, "placement", tuple(self.placement))
+        check_rows(self.rows, self.placement)
+
+    @classmethod
+    def from_ticks(cls, tick_of: Mapping[Op, int], placement: tuple[int, ...]) -> "Schedule":
+        """The table in which each op sits at the given tick: how a schedule known as a formula is written down."""
+        num_ticks = 1 + max(tick_of.values(), default=-1)
+        rows: list[list[Op | None]] = [[None] * num_ticks for _ in range(1 + max(placement, default=-1))]
+        for op, tick in tick_of.items():
+            row = rows[placement[op.stage]]
+            if row[tick] is not None:
+                raise ScheduleError(
+                    f"{op} and {row[tick]} are both at tick {tick} of rank {placement[op.stage]}; a rank does one op "
+                    "per tick."
+                )
+            row[tick] = op
+        return cls(rows=tuple(map(tuple, rows)), placement=placement)
+
+    @classmethod
+    def from_csv(cls, text_or_path: str | os.PathLike[str]) -> "Schedule":
+        """Read a table: one line per rank, cells such as `0F3`, an empty cell is idle.
+
+        A `str` that is one line ending in `.csv`, or any `os.PathLike`, is a path; another `str` is the text itself.
+        The placement is read from the rows. Raises `ScheduleError` naming the row and column (both from 0).
+        """
+        if not is_path(text_or_path):
+            rows = rows_from_csv(str(text_or_path))
+            return cls(rows=rows, placement=placement_of(rows))
+        try:
+            text = Path(text_or_path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ScheduleError(
+                f"cannot read the schedule file {os.fspath(text_or_path)!r}: {error.strerror}. Give the path of a CSV "
+                "with one row per rank."
+            ) from error
+        try:
+            return cls.from_csv(text + "\n")
+        except ScheduleError as error:
+            raise ScheduleError(f"{os.fspath(text_or_path)}: {error}") from None
+
+    def to_csv(self) -> str:
+        """The table as text that `from_csv` reads back as an equal schedule."""
+        return rows_to_csv(self.rows)
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.rows)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.placement)
+
+    @cached_property
+    def num_micro_batches(self) -> int:
+        return 1 + max(op.micro_batch for row in self.rows for op in row if op is not None)
+
+    @cached_property
+    def num_chunks(self) -> int:
+        """Stages per rank, of the rank that has most."""
+        return max(self.placement.count(rank) for rank in range(self.num_ranks))
+
+    @cached_property
+    def forward_only(self) -> bool:
+        return all(op is None or op.kind == "F" for row in self.rows for op in row)
+
+    @property
+    def split_backward(self) -> bool:
+        """Whether some backward comes as I and W."""
+        return bool(self._split)
+
+    @cached_property
+    def _split(self) -> frozenset[tuple[int, int]]:
+        return split_pairs(op for row in self.rows for op in row if op is not None)
+
+    def needs(self, op: Op) -> tuple[Op, ...]:
+        """The ops of this table that have to be finished before `op` may start."""
+        return needs(op, self.num_stages, self._split)
+
+    @cached_property
+    def ticks(self) -> Rows:
+        """The rows on a common clock: equally long, each op in a column after the columns of all ops it needs.
+
+        Rows whose columns are such a clock already come back as they are, padded with idle cells: the author of an
+        aligned table chose its idle cells (1F1B leaves every second one empty so that neighbours alternate). Rows that
+        are not, as in files that only order the ops, are re-timed as soon as possible with one tick per op.
+        """
+        column_of = {op: column for row in self.rows for column, op in enumerate(row) if op is not None}
+        aligned = all(column_of[source] < column for op, column in column_of.items() for source in self.needs(op))
+        if aligned:
+            num_ticks = max(map(len, self.rows))
+            return tuple(row + (None,) * (num_ticks - len(row)) for row in self.rows)
+        starts = {op: int(start) for op, start in earliest_starts(self.rows, self.needs).items()}
+        return tuple(_at(starts, row, 1 + max(starts.values())) for row in self.rows)
+
+    def __str__(self) -> str:
+        return grid(self.ticks, show_stage=self.num_chunks > 1)
+
+    def __repr__(self) -> str:
+        chunks = f" x {self.num_chunks} chunks" if self.num_chunks > 1 else ""
+        return (
+            f"<Schedule {self.num_ranks} ranks{chunks} x {self.num_micro_batches} micro-batches, "
+            f"{len(self.ticks[0])} ticks>"
+        )
+
+
+def is_path(text_or_path: str | os.PathLike[str]) -> bool:
+    """Whether the argument names a CSV file, rather than being a table or a schedule's name."""
+    return isinstance(text_or_path, os.PathLike) or (text_or_path.endswith(".csv") and "\n" not in text_or_path)
+
+
+def _at(starts: Mapping[Op, int], row: Row, num_ticks: int) -> Row:
+    cells: list[Op | None] = [None] * num_ticks
+    for op in row:
+        if op is not None:
+            cells[starts[op]] = op
+    return tuple(cells)

@@ -1,0 +1,23 @@
+"""The few judgements about values and keys that `config` and `deepspeed` share."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "is_count", "is_number"]
+
+
+def is_count(value: object) -> bool:
+    """An integer, 1 or more; `True` is not one."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: object) -> bool:
+    """A finite int or float; `True` is not one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A question naming the nearest known word, with a space before it; empty where none is near."""
+    near = difflib.get_close_matches(str(word).lower(), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

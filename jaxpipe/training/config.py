@@ -1,0 +1,134 @@
+"""What a training run may be told, in one frozen dataclass that refuses what it does not understand.
+
+`Config.make` is what `initialize` calls on its `config=` argument. `Config.from_deepspeed` reads a DeepSpeed
+configuration: what has a meaning here is mapped, what belongs elsewhere (an optimizer, say) is warned about, what would
+silently change the result is refused.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from jaxpipe.errors import ConfigError
+from jaxpipe.schedules.registry import TRAINING
+from jaxpipe.schedules.table import Schedule, is_path
+from jaxpipe.training import deepspeed
+from jaxpipe.training.checks import did_you_mean, is_count, is_number
+
+__all__ = ["Config"]
+
+REMATS = ("none", "layer", "stage")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of a training run.
+
+    Every field is checked when the object is made; a wrong one raises `ConfigError`.
+
+    Attributes:
+        num_micro_batches: M, micro-batches per training step, 1 or more.
+        schedule: a name (`"1f1b"`), a `Schedule`, or the path of a CSV file that holds one.
+        remat: what the forward pass keeps for the backward pass. `"layer"`: the input of each layer. `"stage"`: the
+            input of each stage. A positive integer k: the input of every k-th layer. `"none"`: everything. A callable:
+            what that `jax.checkpoint` policy says.
+        gradient_clipping: largest norm of the whole gradient, over all ranks; `None` does not clip.
+        compute_dtype, loss_scale, zero_stage: reserved for mixed precision and sharded optimizer state. Not implemented
+            yet: only the defaults are accepted.
+        steps_per_print: print the loss every so many steps; `None` never prints.
+    """
+
+    num_micro_batches: int = 1
+    schedule: str | Schedule | os.PathLike[str] = "1f1b"
+    remat: str | int | Callable[..., Any] = "layer"
+    gradient_clipping: float | None = None
+    compute_dtype: None = None
+    loss_scale: None = None
+    zero_stage: int = 0
+    steps_per_print: int | None = None
+
+    def __post_init__(self):
+        if not is_count(self.num_micro_batches):
+            raise ConfigError(f"num_micro_batches={self.num_micro_batches!r} must be an integer, 1 or more.")
+        self._check_schedule()
+        if not (self.remat in REMATS or is_count(self.remat) or callable(self.remat)):
+            raise ConfigError(
+                f"remat={self.remat!r} must be 'none', 'layer', 'stage', a positive number of layers, or a policy from "
+                "jax.checkpoint_policies. Use 'none' to keep every intermediate value."
+            )
+        clip = self.gradient_clipping
+        if clip is not None and not (is_number(clip) and clip > 0):
+            raise ConfigError(
+                f"gradient_clipping={clip!r} must be a finite number above 0, the largest norm a gradient may have. "
+                "Use None for no clipping."
+            )
+        if self.steps_per_print is not None and not is_count(self.steps_per_print):
+            raise ConfigError(
+                f"steps_per_print={self.steps_per_print!r} must be an integer, 1 or more. Use None to print nothing."
+            )
+        self._refuse("compute_dtype", None, "leave it out, and cast inside the layers where lower precision is wanted")
+        self._refuse("loss_scale", None, "leave it out; float32 and bfloat16 need no loss scale")
+        self._refuse("zero_stage", 0, "leave it out; every data rank keeps the whole optimizer state of its stage")
+
+    def _check_schedule(self) -> None:
+        # Whether the table fits the mesh is not decided here: the number of stages is not a setting.
+        schedule = self.schedule
+        if not isinstance(schedule, str | os.PathLike | Schedule):
+            problem = f"is a {type(schedule).__name__}."
+        elif isinstance(schedule, str) and not is_path(schedule) and schedule not in TRAINING:
+            problem = f"is not a known schedule.{did_you_mean(schedule, TRAINING)}"
+        else:
+            return
+        raise ConfigError(
+            f"schedule={schedule!r} {problem} It must be one of {', '.join(map(repr, TRAINING))}, a Schedule "
+            "(jaxpipe.schedules makes them), or the path of a .csv file."
+        )
+
+    def _refuse(self, name: str, default: int | None, way_out: str) -> None:
+        value = getattr(self, name)
+        # `is not`, because False == 0, and a dtype may compare in odd ways.
+        if value is not default:
+            raise ConfigError(
+                f"{name}={value!r} is not available yet in this version of jaxpipe: only {default!r} is. "
+                f"The name is reserved; {way_out}."
+            )
+
+    @classmethod
+    def make(cls, value: "Config | Mapping[str, Any] | None") -> Self:
+        """A `Config` from what a user may pass for one: nothing, a `Config`, or a dict of its fields.
+
+        Raises: `ConfigError` for an unknown key (with the nearest known one), a wrong value, or another type.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"config is a {type(value).__name__}: it must be a jaxpipe.Config, a dict of its fields, or None. "
+                "Config.from_deepspeed reads DeepSpeed's files."
+            )
+        known = [field.name for field in fields(cls)]
+        for key in value:
+            if key not in known:
+                hint = did_you_mean(key, known)
+                raise ConfigError(f"config: unknown key {key!r}.{hint} Known keys: {', '.join(known)}.")
+        return cls(**value)
+
+    @classmethod
+    def from_deepspeed(cls, source: "Mapping[str, Any] | str | os.PathLike[str]", *, data: int = 1) -> Self:
+        """A `Config` that means what a DeepSpeed configuration meant; see `jaxpipe.training.deepspeed` for every key.
+
+        Args:
+            source: the configuration as a dict, or the path of its JSON file.
+            data: number of data ranks. It matters only where the number of micro-batches has to be derived from, or
+                checked against, `train_batch_size`, which counts all data ranks.
+
+        Raises:
+            ConfigError: a key is unknown, batch sizes contradict each other, or something is asked for that jaxpipe
+                does not do yet (bf16, fp16, ZeRO).
+
+        Warns: once, naming all keys that are ignored and where their job is done instead.
+        """
+        return cls(**deepspeed.read(source, data=data))

@@ -1,0 +1,66 @@
+"""`schedule=`: names, tables and files; and the promise that this package is plain Python."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxpipe.schedules
+from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules import Schedule, eager_one_f_one_b, forward_only, get, gpipe, one_f_one_b
+
+FOLDER = Path(jaxpipe.schedules.__file__).parent
+
+
+@pytest.mark.parametrize(("name", "make"), [("1f1b", one_f_one_b), ("eager_1f1b", eager_one_f_one_b), ("gpipe", gpipe)])
+def test_names_tables_and_files(name, make, tmp_path):
+    expected = make(3, 5)
+    path = tmp_path / "table.csv"
+    path.write_text(expected.to_csv())
+    assert get(name, 3, 5) == get(expected, 3, 5) == get(path, 3, 5) == get(str(path), 3, 5) == expected
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("1F1B", r"'1F1B' is not a schedule; did you mean '1f1b'\? Use one of '1f1b', 'eager_1f1b', 'gpipe', a Sched"),
+        ("gpip", r"did you mean 'gpipe'\?"),
+        ("dataflow", "'dataflow' is not a schedule. Use one of '1f1b'"),
+        (gpipe(4, 6), "is a table of 4 stages and 6 micro-batches, but 3 stages and 5 micro-batches are asked for"),
+        (forward_only(3, 5), "has no backward ops, so it cannot train"),
+        (None, "schedule=None must be a name .*, a Schedule, or a path"),
+        ("nowhere/table.csv", "cannot read the schedule file 'nowhere/table.csv'"),
+    ],
+)
+def test_messages(schedule, message):
+    with pytest.raises(ScheduleError, match=message):
+        get(schedule, 3, 5)
+
+
+def test_a_file_with_other_counts_is_named(tmp_path):
+    path = tmp_path / "six.csv"
+    path.write_text(one_f_one_b(2, 6).to_csv())
+    with pytest.raises(ScheduleError, match=r"six\.csv' is a table of 2 stages and 6 micro-batches"):
+        get(path, 2, 5)
+
+
+def test_chunks_count_as_stages():
+    table = Schedule.from_csv("0F0,,2F0,,,2B0,,0B0\n,1F0,,3F0,3B0,,1B0,\n")
+    assert get(table, 4, 1) is table
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.py")), ids=lambda path: path.name)
+def test_no_import_beyond_the_standard_library(path):
+    """Not jax, not numpy: a schedule is integers. The one exception is matplotlib, inside the function that draws."""
+    allowed = {"jaxpipe.errors", "jaxpipe.schedules"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            lazy = path.name == "draw.py" and node.col_offset > 0 and name.split(".")[0] == "matplotlib"
+            inside = any(name == top or name.startswith(top + ".") for top in allowed)
+            assert inside or lazy or name.split(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
