@@ -16,6 +16,7 @@ from jaxpipe.executor.batch import check_batch
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import DATA, PIPE, pipe_size, rank_mesh
+from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage
@@ -59,7 +60,7 @@ class Pipeline:
         self.program: Program = lower(self.schedule)
         self._poison = poison
         self._storage: Storage | None = None
-        self._train = jax.jit(self._value_and_grad)
+        self._train = jax.jit(self.traceable_value_and_grad)
         self._eval = jax.jit(self._evaluate, static_argnames=("outputs", "loss", "reduce_output", "broadcast"))
 
     # ------------------------------------------------------------------------------------------------------- params
@@ -150,7 +151,16 @@ class Pipeline:
         inputs, labels, _ = check_batch(batch, self.num_micro_batches, self.mesh)
         return inputs, labels
 
-    def _value_and_grad(self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None) -> Any:
+    def check(self, example: Batch) -> None:
+        """Runs layers and loss on the shapes of one micro-batch (inputs, labels); raises what would not fit."""
+        shapes = self.module.shapes(example[0])
+        if self.module.loss_fn is None or example[1] is not None:
+            jax.eval_shape(lambda y, t: loss_terms(self.module.loss_fn, y, t), shapes[-1].outputs, avals(example[1]))
+
+    def traceable_value_and_grad(
+        self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None
+    ) -> tuple[jax.Array, Params]:
+        """`value_and_grad` without its checks and its own jit, for use inside a larger compiled step."""
         return _train.value_and_grad(
             self.storage, self.mesh, self.program, self.remat, params, inputs, labels, key, poison=self._poison
         )

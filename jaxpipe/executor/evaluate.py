@@ -116,7 +116,7 @@ def evaluate(
         out_specs=(P() if broadcast else P(PIPE), rows),
         axis_names=manual_axes(mesh),
         check_vma=False,  # as in training: users' layers need not annotate what varies
-    )(params, jnp.arange(mesh.shape[PIPE]), inputs, labels)
+    )(params, jnp.arange(mesh.shape[PIPE], dtype=jnp.int32), inputs, labels)
 
 
 def _reduce(total: jax.Array, weight: jax.Array, reduce_output: str | None) -> jax.Array:

@@ -90,7 +90,7 @@ def run(
                     inbox[direction] = moved if direct[direction] else _put(inbox[direction], arrive[direction], moved)
             return (state, inbox), None
 
-        (state, inbox), _ = jax.lax.scan(body, (state, inbox), jnp.arange(loop.num_iterations))
+        (state, inbox), _ = jax.lax.scan(body, (state, inbox), jnp.arange(loop.num_iterations, dtype=jnp.int32))
     return state
 
 

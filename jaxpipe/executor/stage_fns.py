@@ -188,7 +188,7 @@ def _repeat(step: Any, carry: Any, repeats: int) -> tuple[Any, None]:
     """`lax.scan` over the repeats; a single one is inlined with a static index."""
     if repeats == 1:
         return step(carry, 0)
-    return jax.lax.scan(step, carry, jnp.arange(repeats))
+    return jax.lax.scan(step, carry, jnp.arange(repeats, dtype=jnp.int32))
 
 
 def _run(parts: Sequence[Part], held: Tree, x: Tree, keys: Tree, train: bool) -> Tree:
@@ -231,7 +231,7 @@ def add(grads: Params, parts: Sequence[Part], repeat: Any, held: Tree, dparams: 
             new = [g + d for g, d in zip(old, mine, strict=True)]
         else:
             at = part.slot + repeat * part.count
-            index = at if part.count == 1 else at + jnp.arange(part.count)
+            index = at if part.count == 1 else at + jnp.arange(part.count, dtype=jnp.int32)
             new = [g.at[index].add(d) for g, d in zip(old, mine, strict=True)]
         grads[group][name] = rebuild(new)
     return grads

@@ -122,7 +122,7 @@ def value_and_grad(
 
 def _ranks(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
     """Rank and data rank as sharded inputs: axis_index in one branch only has upset partitioners before."""
-    return jnp.arange(mesh.shape[PIPE]), jnp.arange(mesh.shape.get(DATA, 1))
+    return jnp.arange(mesh.shape[PIPE], dtype=jnp.int32), jnp.arange(mesh.shape.get(DATA, 1), dtype=jnp.int32)
 
 
 def _distinct(stages: list[Stage], make: Callable[[Stage], StageProgram]) -> tuple[list[StageProgram], list[int]]:

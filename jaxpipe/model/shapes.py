@@ -4,17 +4,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Tree = Any
 
 
 def aval(x: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array-like leaf, as JAX would see it."""
-    if isinstance(x, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True))
     if isinstance(x, jax.Array):
         return jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return jax.eval_shape(jnp.asarray, x)
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = np.asarray(x)
+    # What JAX makes of it: int64 is int32 unless 64-bit values are enabled.
+    return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True))
 
 
 def avals(tree: Tree) -> Tree:

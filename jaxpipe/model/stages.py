@@ -57,7 +57,7 @@ class Part:
             return None
         if self.count == 1:
             return keys.layer_key(micro_batch_key, first)
-        indices = first + jax.numpy.arange(self.count)
+        indices = first + jax.numpy.arange(self.count, dtype=first.dtype)
         return jax.vmap(keys.layer_key, in_axes=(None, 0))(micro_batch_key, indices)
 
 

@@ -5,8 +5,8 @@
     rank 2 | .. .. F0 F1 F2 F3 F4 F5 .. .. B0 B1 B2 B3 B4 B5 .. ..
     rank 3 | .. .. .. F0 F1 F2 F3 F4 F5 B0 B1 B2 B3 B4 B5 .. .. ..
 
-F of stage s and micro-batch m is at tick m + s, B at tick (m_total + p - 1) + m + (p - 1 - s); that makes 2(m + p - 1)
-ticks. With p ranks and m micro-batches the bubble is (p-1)(F+B), and every rank holds all m micro-batches at its peak.
+With p ranks and m micro-batches, F of stage s and micro-batch i is at tick s + i, B at tick m + 2(p - 1) - s + i;
+that makes 2(m + p - 1) ticks. The bubble is (p-1)(F+B), and every rank holds all m micro-batches at its peak.
 
 Reference: Huang et al., https://arxiv.org/abs/1811.06965. The paper runs the backwards in reverse order; here they run
 in micro-batch order, so that gradients are added in the same order as in every other schedule.

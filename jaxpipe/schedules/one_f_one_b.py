@@ -5,8 +5,8 @@
     rank 2 | .. .. F0 .. F1 B0 F2 B1 F3 B2 F4 B3 F5 B4 .. B5 .. ..
     rank 3 | .. .. .. F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5 .. .. ..
 
-F of stage s and micro-batch m is at tick 2m + s, B at tick 2m + 2p - 1 - s; that makes 2(m + p - 1) ticks. With p ranks
-and m micro-batches the bubble is (p-1)(F+B), and rank r holds at most min(p-r, m) micro-batches.
+With p ranks and m micro-batches, F of stage s and micro-batch i is at tick 2i + s, B at tick 2i + 2p - 1 - s: in all
+2(m + p - 1) ticks. The bubble is (p-1)(F+B), and rank r holds at most min(p-r, m) micro-batches.
 
 References: PipeDream-Flush, Narayanan et al., https://arxiv.org/abs/2006.09503; the tick form, in which even ranks run
 forwards while odd ranks run backwards, is that of DeepSpeed's pipeline engine, https://github.com/deepspeedai/DeepSpeed.

@@ -1,0 +1,97 @@
+"""Who takes part: each contestant does the same work from the same weights on the same batch, in its own way."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import model
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxpipe
+
+NAMES = {"1f1b": "1F1B", "gpipe": "GPipe"}
+
+
+@dataclass
+class Contestant:
+    """One way to do the work.
+
+    Attributes:
+      make: from M to a jitted function of (params, inputs, labels), and the pipeline it runs, if it is one.
+      params: the weights, where the function wants them.
+      home: where a batch has to lie: a device or a sharding.
+      to_layers: from params or gradients to those of each layer.
+    """
+
+    name: str
+    remat: str
+    stages: int
+    make: Callable[[int], tuple[Any, jaxpipe.Pipeline | None]]
+    params: Any
+    home: Any
+    to_layers: Callable[[Any], list[Any]]
+
+
+class Contestants:
+    """Makes them. `few` is the M that is run."""
+
+    def __init__(self, size: model.Size, few: int):
+        self.size, self.few = size, few
+        self.module = model.make_module(size)
+        self.layers = model.make_layers(size)
+        self.batch = model.make_batch(size, few)
+
+    def plain(self, remat: str) -> Contestant:
+        """Training on one device, no pipeline."""
+        step, device = model.plain_train(self.size, remat), jax.devices()[0]
+        params = jax.device_put(jax.tree.map(lambda *a: np.stack(a), *self.layers), device)
+        return Contestant("plain loop", remat, 1, lambda count: (step, None), params, device, self._unstack)
+
+    def plain_evaluation(self) -> Contestant:
+        """Evaluation on one device, no pipeline."""
+        function = model.plain_evaluate(self.size)
+        return replace(
+            self.plain("none"), name="plain evaluation", remat="-", make=lambda count: (function, None), to_layers=list
+        )
+
+    def pipeline(self, stages: int, remat: str, schedule: str = "1f1b") -> Contestant:
+        """Training with jaxpipe."""
+        mesh = jaxpipe.make_mesh(pipe=stages)
+        planned: dict[int, jaxpipe.Pipeline] = {}
+
+        def make(count: int) -> tuple[Any, jaxpipe.Pipeline]:
+            if count not in planned:
+                planned[count] = jaxpipe.Pipeline(self.module, mesh, count, schedule, model.REMATS[remat])
+                jax.eval_shape(planned[count].init, jax.random.key(0), self.batch[0][0])  # plans, makes no weights
+            pipe = planned[count]
+            return jax.jit(lambda params, inputs, labels: pipe.value_and_grad(params, (inputs, labels))), pipe
+
+        pipe = make(self.few)[1]
+        home = NamedSharding(mesh, PartitionSpec())
+        return Contestant(NAMES[schedule], remat, stages, make, pipe.from_layers(self.layers), home, pipe.to_layers)
+
+    def evaluation(self, stages: int) -> Contestant:
+        """Evaluation with jaxpipe."""
+        pipeline = self.pipeline(stages, "layer")
+        pipe = pipeline.make(self.few)[1]
+        assert pipe is not None
+        function = jax.jit(lambda params, inputs, labels: pipe.evaluate(params, (inputs, labels)))
+        return replace(pipeline, name="evaluation", remat="-", make=lambda count: (function, None), to_layers=list)
+
+    def autodiff(self, stages: int) -> Contestant:
+        """Training with GPipe as `jax.grad` makes it."""
+        mesh = jaxpipe.make_mesh(pipe=stages)
+        step = model.autodiff_gpipe(self.size, mesh)
+        params = jax.tree.map(lambda *a: np.stack(a).reshape(stages, -1, *a[0].shape), *self.layers)
+        params = jax.device_put(params, NamedSharding(mesh, PartitionSpec("pipe")))
+        home = NamedSharding(mesh, PartitionSpec())
+
+        def to_layers(grads: Any) -> list[Any]:
+            return self._unstack(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), grads))
+
+        return Contestant("GPipe by autodiff", "layer", stages, lambda count: (step, None), params, home, to_layers)
+
+    def _unstack(self, tree: Any) -> list[Any]:
+        return [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(self.size.layers)]

@@ -1,0 +1,107 @@
+"""Measures programs without knowing what they compute: compile phases, HLO, memory, interleaved times."""
+
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+_LOWERING = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_lowering_seconds: list[float] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: _lowering_seconds.append(seconds) if event == _LOWERING else None
+)
+
+
+def compile_and_describe(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    """Compiles a jitted function for `arguments` (arrays or ShapeDtypeStruct) and says what that took and gave.
+
+    Seconds: `trace` is Python to jaxpr, planning included; `lower` is jaxpr to StableHLO; `xla` is from there to machine
+    code. Bytes: temporary memory of one device. Lines: instructions of the optimized HLO, which has one on each line.
+    """
+    _lowering_seconds.clear()
+    start = time.perf_counter()
+    lowered = function.lower(*arguments)
+    middle = time.perf_counter()
+    compiled = lowered.compile()
+    end = time.perf_counter()
+    lower = max(_lowering_seconds, default=0.0)  # those of nested functions are inside that of the outermost
+    computations = _computations(compiled.as_text())
+    lines = [line for body in computations.values() for line in body]
+    return {
+        "trace_seconds": middle - start - lower,
+        "lower_seconds": lower,
+        "xla_seconds": end - middle,
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "hlo_lines": len(lines),
+        "permutes": sum(bool(re.search(r" collective-permute(-start)?\(", line)) for line in lines),
+        "branch_lines": _branch_lines(computations),
+    }
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The computations of an HLO module: name -> its instructions."""
+    found: dict[str, list[str]] = {}
+    name = None
+    for line in text.splitlines():
+        if match := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            name = match[1]
+            found[name] = []
+        elif line.startswith("}"):
+            name = None
+        elif name is not None and line.strip():
+            found[name].append(line)
+    return found
+
+
+def _branch_lines(computations: Mapping[str, Sequence[str]]) -> list[list[int]]:
+    """Per conditional, per branch: the instructions of the branch and of everything it calls."""
+
+    def size(name: str) -> int:
+        todo, seen = [name], {name}
+        while todo:
+            called = {word for line in computations[todo.pop()] for word in re.findall(r"%([\w.\-]+)", line)}
+            new = (called & computations.keys()) - seen
+            seen |= new
+            todo += new
+        return sum(len(computations[name]) for name in seen)
+
+    lists = [
+        re.search(r"branch_computations=\{([^}]*)\}", line)
+        for body in computations.values()
+        for line in body
+        if " conditional(" in line
+    ]
+    return [[size(name.strip().lstrip("%")) for name in match[1].split(",")] for match in lists if match]
+
+
+def interleave(runs: Sequence[Callable[[], Any]], rounds: int) -> list[list[float]]:
+    """Seconds per run and round: A B C, then C B A, and so on, so that a drift of the machine hits all alike."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for number in range(rounds):
+        for index in range(len(runs))[:: 1 if number % 2 == 0 else -1]:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[index]())
+            seconds[index].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median, least and greatest of the ratios of each round."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def check_equal(found: Any, wanted: Any, what: str) -> None:
+    """Stops the benchmark if two contestants do not compute the same: their times would mean nothing.
+
+    The tolerance leaves room for the reduced precision of matrix products on accelerators, not for a missing term.
+    """
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a).reshape(-1), np.asarray(b).reshape(-1)
+        error = np.abs(a - b).max() / np.abs(b).max()
+        if not error < 1e-2:
+            raise SystemExit(f"{what} does not compute what the plain loop computes: relative error {error:.1e}.")

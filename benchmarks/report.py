@@ -1,0 +1,150 @@
+"""Turns the measurements of one run into Markdown: the full report, and the few lines that README.md quotes."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+MARKS = ("<!-- figures: begin, written by benchmarks/run.py --readme -->", "<!-- figures: end -->")
+
+
+def markdown(report: Report) -> str:
+    """The tables of one run."""
+    return "\n\n".join([_head(report), _times(report), _programs(report), _branches(report), _memory(report)]) + "\n"
+
+
+def _head(report: Report) -> str:
+    size, few, many = report["model"], report["micro_batches"], report["many_micro_batches"]
+    kind = "simulated devices that share" if report["simulated"] else f"device(s) of kind {report['device_kind']};"
+    quick = "**A quick run: it shows that the script works, and nothing else.**\n\n" if report["quick"] else ""
+    return (
+        f"# {report['platform']}, {report['date']}\n\n{quick}"
+        f"{report['devices']} {kind} {report['cores']} CPU cores; jax {report['jax']}, jaxlib {report['jaxlib']}, "
+        f"Python {report['python']}. {size['layers']} layers, width {size['width']}, {size['heads']} heads, sequence "
+        f"{size['length']}, micro-batches of {size['rows']} rows, float32; M = {few} (where noted, {many}). "
+        f"{report['rounds']} rounds; the run took {report['seconds']:.0f} s. [How to read this](../README.md)."
+    )
+
+
+def _times(report: Report) -> str:
+    rows = [
+        [
+            time["work"],
+            time["remat"],
+            time["stages"],
+            _spread(time["ratio"]),
+            f"{statistics.median(time['seconds']):.3f}",
+            f"{statistics.median(time['plain_seconds']):.3f}",
+        ]
+        for time in report["times"]
+    ]
+    head = ["work", "remat", "S", "time / plain loop: median (min-max)", "pipeline, s", "plain loop, s"]
+    return "## Time\n\n" + table(head, rows)
+
+
+def _programs(report: Report) -> str:
+    rows = [
+        [
+            program["name"],
+            program["remat"],
+            program["stages"],
+            program["micro_batches"],
+            f"{program['trace_seconds']:.2f}",
+            f"{program['lower_seconds']:.2f}",
+            f"{program['xla_seconds']:.2f}",
+            program["hlo_lines"],
+            program["permutes"],
+            _megabytes(program["temp_bytes"]),
+        ]
+        for program in report["programs"]
+    ]
+    head = ["program", "remat", "S", "M", "trace, s", "lower, s", "XLA, s", "HLO lines", "permutes", "temp MB / device"]
+    return "## Compiling\n\n" + table(head, rows)
+
+
+def _branches(report: Report) -> str:
+    """What the HLO lines, and with them XLA's time, go to."""
+    lines = []
+    for program in report["programs"]:
+        if program["branches"] and program["micro_batches"] == report["micro_batches"]:
+            inside = sum(sum(each) for each in program["branches"].values())
+            shown = ", ".join(f"{op} {' + '.join(map(str, each))}" for op, each in program["branches"].items())
+            part = f"{100 * inside / program['hlo_lines']:.0f} %"
+            lines.append(
+                f"- {program['name']}, {program['remat']}, S = {program['stages']}: {part} of its lines: {shown}"
+            )
+    if not lines:
+        return "XLA left no switch with the branches of the loop: their share of the lines is not known."
+    return (
+        "Where the lines are: in the branches of the loop, one per kind of op and distinct stage, and once more if ranks "
+        f"of both parities run that stage.\n\n{chr(10).join(lines)}"
+    )
+
+
+def _memory(report: Report) -> str:
+    return f"## Temporary memory per device against M\n\n{_memory_table(report)}"
+
+
+def _memory_table(report: Report) -> str:
+    few, many = report["micro_batches"], report["many_micro_batches"]
+    found: dict[tuple[str, str, int], dict[int, int]] = {}
+    for program in report["programs"]:
+        at = program["name"], program["remat"], program["stages"]
+        found.setdefault(at, {})[program["micro_batches"]] = program["temp_bytes"]
+    rows = [
+        [name, remat, stages, _megabytes(sizes[few]), _megabytes(sizes[many]), f"{sizes[many] / sizes[few]:.2f}"]
+        for (name, remat, stages), sizes in found.items()
+        if few in sizes and many in sizes
+    ]
+    head = ["program", "remat", "S", f"MB at M = {few}", f"MB at M = {many}", "grows by"]
+    return table(head, rows)
+
+
+def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table with aligned columns: words to the left, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(cell[:1].isdigit() for cell in column) for column in zip(*cells[1:], strict=True)]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def _spread(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f}"
+
+
+# ------------------------------------------------------------------------------------------------------------ README
+
+
+def figures(source: Path) -> str:
+    """What README.md quotes of one run; nothing is typed by hand there."""
+    report: Report = json.loads(source.read_text(encoding="utf-8"))
+    times = [[t["work"], t["remat"], t["stages"], _spread(t["ratio"])] for t in report["times"]]
+    devices = f"{report['devices']} {'simulated ' if report['simulated'] else ''}{report['platform']} devices"
+    return (
+        f"{table(['work', 'remat', 'S', 'time / one-device loop: median (min-max)'], times)}\n\n"
+        f"{_memory_table(report)}\n\n"
+        f"Times are compared with a plain jitted loop on one device; memory is the temporary memory of one device. "
+        f"Measured on {devices}, {report['cores']} cores, {report['date']}, jax {report['jax']}: "
+        f"[the whole report](benchmarks/results/{source.stem}.md), [how to read it](benchmarks/README.md)."
+    )
+
+
+def write_readme(readme: Path, source: Path) -> None:
+    """Puts the figures of `source` between the marks in `readme`."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    readme.write_text(f"{before}{MARKS[0]}\n{figures(source)}\n{MARKS[1]}{after}", encoding="utf-8")

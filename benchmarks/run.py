@@ -1,0 +1,169 @@
+"""Times, compiles and weighs the pipeline beside a plain one-device loop of the same work; see README.md here.
+
+Writes results/<platform>_<date>.json and .md, and prints the tables.
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jaxlib
+import measure
+import model
+import report
+from contestants import Contestant, Contestants
+
+import jaxpipe
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Runs everything; about five minutes on two cores, less than one with --quick."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of timing (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: does it run? Prints only")
+    parser.add_argument("--output", type=Path, help="folder of the results (default: results/ beside this script)")
+    parser.add_argument("--readme", type=Path, metavar="JSON", help="run nothing; quote this result in README.md")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: at least one round is needed.")
+    if arguments.readme is not None:
+        report.write_readme(HERE.parent / "README.md", arguments.readme)
+        return
+    jax.config.update("jax_num_cpu_devices", 4)  # means something only on a machine without accelerators
+    measured = Benchmark(arguments.quick, 2 if arguments.quick else arguments.rounds).run()
+    text = report.markdown(measured)
+    print(f"\n{text}")
+    folder = arguments.output or (None if arguments.quick else HERE / "results")
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{measured['platform']}_{measured['date']}.json"
+        path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        print(f"Written: {path} and {path.with_suffix('.md').name}")
+
+
+class Benchmark:
+    """One run."""
+
+    def __init__(self, quick: bool, rounds: int):
+        self.quick, self.rounds = quick, rounds
+        self.size = model.Size(layers=4, width=32, length=16, rows=2) if quick else model.Size()
+        self.few, self.many = 8, 64
+        devices = jax.devices()
+        self.simulated = devices[0].platform == "cpu"
+        # One stage shows what the loop and its buffers cost; simulated devices make sense with two and four.
+        self.stages = [s for s in ((2, 4) if self.simulated else (1, 2, 4)) if s <= len(devices)]
+        self.make = Contestants(self.size, self.few)
+        self.programs: list[dict[str, Any]] = []
+        self.times: list[dict[str, Any]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Everything, as the JSON holds it."""
+        start = time.perf_counter()
+        # The first trace of a process pays for caches that all later ones use.
+        for first in (self.make.plain("layer"), self.make.pipeline(self.stages[0], "layer")):
+            first.make(self.few)[0].lower(first.params, *jax.device_put(self.make.batch, first.home))
+        for remat in model.REMATS:
+            pipelines = [self.make.pipeline(stages, remat) for stages in self.stages]
+            self._compete("training step", [self.make.plain(remat), *pipelines])
+        self._compete("evaluation", [self.make.plain_evaluation(), *map(self.make.evaluation, self.stages)])
+        most = self.stages[-1]
+        others = [self.make.pipeline(most, "layer", "gpipe"), self.make.autodiff(most)]
+        self._compete(None, [self.make.plain("layer"), *others])
+        device = jax.devices()[0]
+        return {
+            "date": datetime.date.today().isoformat(),
+            "platform": device.platform,
+            "device_kind": device.device_kind,
+            "devices": len(jax.devices()),
+            "simulated": self.simulated,
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "jax": jax.__version__,
+            "jaxlib": jaxlib.__version__,
+            "python": platform.python_version(),
+            "quick": self.quick,
+            "rounds": self.rounds,
+            "model": vars(self.size),
+            "micro_batches": self.few,
+            "many_micro_batches": self.many,
+            "times": self.times,
+            "programs": self.programs,
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _compete(self, work: str | None, contestants: list[Contestant]) -> None:
+        """Compiles all, checks that they agree with the first, and times them against it if `work` has a name."""
+        runs: list[Any] = []
+        wanted = None
+        for contestant in contestants:
+            function, batch = self._compile(contestant)
+            runs.append(functools.partial(function, contestant.params, *batch))
+            result = runs[-1]()  # the warm-up, too
+            found = result if work == "evaluation" else (result[0], contestant.to_layers(result[1]))
+            wanted = found if wanted is None else wanted
+            measure.check_equal(found, wanted, _title(contestant))
+        if work is None:
+            return
+        print(f"timing: {work}, remat {contestants[0].remat}", flush=True)
+        plain, *seconds = measure.interleave(runs, self.rounds)
+        for contestant, ours in zip(contestants[1:], seconds, strict=True):
+            at = {"work": work, "remat": contestant.remat, "stages": contestant.stages}
+            self.times.append({**at, "ratio": measure.ratio(ours, plain), "seconds": ours, "plain_seconds": plain})
+
+    def _compile(self, contestant: Contestant) -> tuple[Any, Any]:
+        """Describes the programs for few and (for one remat mode) for many micro-batches; returns the former."""
+        batch = jax.device_put(self.make.batch, contestant.home)
+        function, pipe = contestant.make(self.few)
+        self._describe(contestant, self.few, function, pipe, batch)
+        if contestant.remat in ("layer", "-"):
+            many = [jax.ShapeDtypeStruct((self.many, *a.shape[1:]), a.dtype, sharding=a.sharding) for a in batch]
+            self._describe(contestant, self.many, *contestant.make(self.many), many)
+        return function, batch
+
+    def _describe(self, contestant: Contestant, count: int, function: Any, pipe: Any, batch: Any) -> None:
+        at = {"name": contestant.name, "remat": contestant.remat, "stages": contestant.stages, "micro_batches": count}
+        if any(program.items() >= at.items() for program in self.programs):
+            return
+        print(f"compiling: {_title(contestant)}, M = {count}", flush=True)
+        found = measure.compile_and_describe(function, contestant.params, *batch)
+        switches, ops = found.pop("branch_lines"), [] if pipe is None else _branch_ops(pipe)
+        branches: dict[str, list[int]] = {}
+        if list(map(len, ops)) == list(map(len, switches)):  # otherwise XLA made something else of them
+            for names, lines in zip(ops, switches, strict=True):
+                for op, number in zip(names, lines, strict=True):
+                    branches.setdefault(op, []).append(number)
+        self.programs.append({**at, **found, "branches": branches})
+
+
+def _title(contestant: Contestant) -> str:
+    return f"{contestant.name}, remat {contestant.remat}, S = {contestant.stages}"
+
+
+def _branch_ops(pipe: jaxpipe.Pipeline) -> list[list[str]]:
+    """Per switch of the loop, what its branches do, in their order. Stages between first and last are one program."""
+    if len(pipe.program.loops) > 1:
+        return []  # which loop comes first cannot be seen in the text of a program
+    loop, last = pipe.program.loops[0], pipe.num_stages - 1
+    names = ["first", "middle", "last"] if last else ["only"]
+
+    def program_of(stage: int) -> int:
+        return 0 if stage == 0 else 2 if stage == last else 1
+
+    phases = [
+        sorted({(cell.kind, program_of(cell.stage)) for _, cell in pipe.program.phase_cells(loop, phase)})
+        for phase in range(loop.period)
+    ]
+    return [["idle", *(f"{kind} {names[stage]}" for kind, stage in ops)] for ops in phases]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A small GPT as a list of layers: an embedding, blocks, a norm, and a head that uses the embedding's weights again.
+
+Shapes: B rows, L bytes of a row (the window), D width, V = 256 values of a byte.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import jaxpipe
+
+VOCABULARY = 256
+
+
+class Embedding(nnx.Module):
+    """Bytes to vectors, and vectors back to bytes: both ends of the model use one object, so both tables have one owner."""
+
+    def __init__(self, length: int, width: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        self.byte = nnx.Param(init(rngs.params(), (VOCABULARY, width)))
+        self.position = nnx.Param(init(rngs.params(), (length, width)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L] bytes -> [B, L, D]."""
+        return self.byte[...][x] + self.position[: x.shape[1]]
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, V] logits of the next byte."""
+        return x @ self.byte[...].T
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block: causal attention, then an MLP, each added to its input."""
+
+    def __init__(self, width: int, heads: int, num_blocks: int, dropout: float, *, rngs: nnx.Rngs):
+        # The 2 * num_blocks branches add up on the residual path; smaller output weights keep its scale at the start.
+        small = nnx.initializers.normal(0.02 / (2 * num_blocks) ** 0.5)
+        self.heads = heads
+        self.norm_1 = nnx.LayerNorm(width, rngs=rngs)
+        self.qkv = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
+        self.attention_out = nnx.Linear(width, width, use_bias=False, kernel_init=small, rngs=rngs)
+        self.norm_2 = nnx.LayerNorm(width, rngs=rngs)
+        self.mlp_in = nnx.Linear(width, 4 * width, rngs=rngs)
+        self.mlp_out = nnx.Linear(4 * width, width, kernel_init=small, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+        query, key, value = jnp.split(self.qkv(self.norm_1(x)), 3, axis=-1)
+        by_head = (*x.shape[:2], self.heads, -1)
+        mixed = jax.nn.dot_product_attention(*(a.reshape(by_head) for a in (query, key, value)), is_causal=True)
+        x = x + self.dropout(self.attention_out(mixed.reshape(x.shape)))
+        return x + self.dropout(self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm_2(x)))))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Mean over [B, L], in nats per byte."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def make_gpt(*, length: int, width: int, num_blocks: int, heads: int, dropout: float) -> jaxpipe.PipelineModule:
+    """The model. Nothing is built here: a spec is built on the rank that holds its stage."""
+    layers = [
+        jaxpipe.TiedLayerSpec("embedding", Embedding, length, width),
+        *(jaxpipe.LayerSpec(Block, width, heads, num_blocks, dropout) for _ in range(num_blocks)),
+        jaxpipe.LayerSpec(nnx.LayerNorm, width),
+        jaxpipe.TiedLayerSpec("embedding", Embedding, length, width, forward_fn=Embedding.attend),
+    ]
+    return jaxpipe.PipelineModule(layers, loss_fn=cross_entropy)

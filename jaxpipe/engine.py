@@ -1,0 +1,176 @@
+"""`Engine`: owns the state and the compiled steps. Wiring only."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxpipe.errors import DataError, NonFiniteError
+from jaxpipe.executor.batch import check_batch
+from jaxpipe.mesh import data_size
+from jaxpipe.model.module import PipelineModule
+from jaxpipe.model.shapes import aval, describe
+from jaxpipe.pipeline import Batch, Pipeline
+from jaxpipe.training import data
+from jaxpipe.training.config import Config
+from jaxpipe.training.optimizer import StepInfo, make_step
+from jaxpipe.training.state import TrainState, make_state
+
+
+class Engine:
+    """Trains and evaluates a `PipelineModule`; made by `initialize`.
+
+    Attributes:
+      pipe: the functional core.
+      config: the settings.
+      state: params, optimizer state, step and key, on the mesh. Each `train_batch` donates it and puts a new one here.
+      grad_norm: norm of the last step's gradient before clipping (a device scalar), or None.
+    """
+
+    def __init__(self, pipe: Pipeline, optimizer: optax.GradientTransformation, config: Config, params: Any, key: jax.Array):
+        self.pipe, self.config = pipe, config
+        self.grad_norm: jax.Array | None = None
+        self.state, shardings = make_state(params, optimizer, key, pipe.mesh)
+        everywhere = shardings.step
+        self._step = jax.jit(
+            make_step(pipe.traceable_value_and_grad, optimizer, config.gradient_clipping),
+            donate_argnums=0,
+            out_shardings=(shardings, StepInfo(everywhere, everywhere, everywhere)),
+        )
+        self._calls = 0
+        self._unchecked: deque[tuple[int, StepInfo]] = deque()
+
+    def train_batch(self, data_iter: Iterator[Batch]) -> jax.Array:
+        """One optimizer step on the next M micro-batches.
+
+        Args:
+          data_iter: yields (inputs, labels) with the rows of one micro-batch on all data ranks as leading dim.
+
+        Returns:
+          The mean loss, a scalar on the device. The host does not wait for it.
+
+        Raises:
+          DataError: the iterator ends early or does not fit; the state is unchanged.
+          NonFiniteError: an *earlier* step had a loss or gradient that is not finite. That step left the state as it was,
+            and this call has not begun: call again to go on. (The check looks only at steps that have finished, so that
+            the host never waits.)
+        """
+        self._raise_if_not_finite()
+        batch = self._pull(data_iter, self.config.num_micro_batches)
+        inputs, labels, _ = check_batch(batch, self.config.num_micro_batches, self.pipe.mesh)
+        self.state, info = self._step(self.state, inputs, labels)
+        self._calls += 1
+        self._unchecked.append((self._calls, info))
+        self.grad_norm = info.grad_norm
+        every = self.config.steps_per_print
+        if every is not None and self._calls % every == 0:
+            print(f"step {self._calls}: loss {float(info.loss):.4f}")
+        return info.loss
+
+    def eval_batch(
+        self,
+        data_iter: Iterator[Batch],
+        return_logits: bool = False,
+        compute_loss: bool = True,
+        reduce_output: str | None = "avg",
+        bcast_loss: bool = True,
+        num_micro_batches: int | None = None,
+    ) -> Any:
+        """Evaluates the next micro-batches of an iterator; the training state is neither read for writing nor changed.
+
+        Args:
+          data_iter: yields (inputs, labels); labels may be None without `compute_loss`.
+          return_logits: also return the outputs of every micro-batch, leaves [M, B, ...], in order.
+          compute_loss: without it only the outputs are returned.
+          reduce_output: "avg" is the loss of all micro-batches as one batch, "sum" the sum over micro-batches, None one
+            value per micro-batch, [M].
+          bcast_loss: the loss is on all devices; otherwise on those of the last rank only.
+          num_micro_batches: M of this call; that of training by default.
+
+        Returns:
+          `loss`, `(loss, outputs)` or `outputs`.
+        """
+        count = self.config.num_micro_batches if num_micro_batches is None else num_micro_batches
+        if not isinstance(count, int) or count < 1:
+            raise DataError(f"num_micro_batches={count!r}: it is an integer of at least 1.")
+        batch = self._pull(data_iter, count)
+        return self.pipe.evaluate(
+            self.state.params, batch, return_logits, compute_loss, reduce_output, bcast_loss=bcast_loss
+        )
+
+    @property
+    def global_steps(self) -> int:
+        """Optimizer steps taken. Reading it waits for the device."""
+        return int(self.state.step)
+
+    @property
+    def partition(self) -> tuple[int, ...]:
+        """Boundaries of the stages."""
+        return self.pipe.partition
+
+    def to_layers(self) -> list[Any]:
+        """Per layer, in order, its own params."""
+        return self.pipe.to_layers(self.state.params)
+
+    def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
+        return data.stack(data.pull(data_iter, count), self.pipe.mesh)
+
+    def _raise_if_not_finite(self) -> None:
+        while self._unchecked and self._unchecked[0][1].finite.is_ready():
+            call, info = self._unchecked.popleft()
+            if not bool(info.finite):
+                loss, norm = float(info.loss), float(info.grad_norm)
+                what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm} (loss {loss})"
+                raise NonFiniteError(
+                    f"Step {call} had the {what}. It did not change the state: params, optimizer state and step are those "
+                    "from before it. Look at the data of that step, lower the learning rate, or clip gradients; call "
+                    "train_batch again to go on with the next batch."
+                )
+
+
+def initialize(
+    module: PipelineModule,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    example: Batch,
+    config: Config | Mapping[str, Any] | None = None,
+    key: jax.Array | None = None,
+    layers: Sequence[Any] | None = None,
+) -> Engine:
+    """Makes an engine.
+
+    Args:
+      module: the layers and their loss.
+      optimizer: any optax gradient transformation.
+      mesh: see `make_mesh`.
+      example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
+      config: a `Config`, or a dict of its fields.
+      key: PRNG key of weights and dropout; `jax.random.key(0)` by default.
+      layers: per-layer params to start from, instead of fresh ones.
+
+    Raises:
+      JaxpipeError: something does not fit; the message says what, the rule, and the way out.
+    """
+    config = Config.make(config)
+    pipe = Pipeline(module, mesh, config.num_micro_batches, config.schedule, config.remat)
+    if not isinstance(example, (tuple, list)) or len(example) != 2:
+        raise DataError("example is one micro-batch: a pair (inputs, labels) of arrays or jax.ShapeDtypeStruct.")
+    for leaf in jax.tree.leaves(example):
+        shape = aval(leaf).shape
+        if not shape or shape[0] % data_size(mesh):
+            raise DataError(
+                f"The example has a leaf {describe(leaf)}, whose rows cannot be split evenly over {data_size(mesh)} data "
+                "ranks. The leading dim of an example is the rows of one micro-batch on all data ranks."
+            )
+    key = jax.random.key(0) if key is None else key
+    pipe.check(example)
+    params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)
+    return Engine(pipe, optimizer, config, params, key)
+
+
+__all__ = ["Engine", "TrainState", "initialize"]
