@@ -19,7 +19,7 @@ jax.monitoring.register_event_duration_secs_listener(
 def compile_and_describe(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
     """Compiles a jitted function for `arguments` (arrays or ShapeDtypeStruct) and says what that took and gave.
 
-    Seconds: `trace` is Python to jaxpr, planning included; `lower` is jaxpr to StableHLO; `xla` is from there to machine
+    Seconds: `trace` is Python to jaxpr, planning included; `lower` is jaxpr to StableHLO; `xla` is the rest, to machine
     code. Bytes: temporary memory of one device. Lines: instructions of the optimized HLO, which has one on each line.
     """
     _lowering_seconds.clear()

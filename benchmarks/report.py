@@ -78,9 +78,12 @@ def _branches(report: Report) -> str:
             )
     if not lines:
         return "XLA left no switch with the branches of the loop: their share of the lines is not known."
+    ours = [p for p in report["programs"] if p["name"] == "1F1B"]
+    shares = [p["xla_seconds"] / (p["trace_seconds"] + p["lower_seconds"] + p["xla_seconds"]) for p in ours]
     return (
-        "Where the lines are: in the branches of the loop, one per kind of op and distinct stage, and once more if ranks "
-        f"of both parities run that stage.\n\n{chr(10).join(lines)}"
+        f"XLA takes {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the time that compiling 1F1B takes. What "
+        "it compiles is mostly the branches of the loop: one per kind of op and distinct stage, and once more where "
+        f"ranks of both parities run that stage.\n\n{chr(10).join(lines)}"
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -113,8 +114,9 @@ class Engine:
         return self.pipe.partition
 
     def to_layers(self) -> list[Any]:
-        """Per layer, in order, its own params."""
-        return self.pipe.to_layers(self.state.params)
+        """Per layer, in order, its own params, as copies that outlive the next `train_batch` (which donates the state)."""
+        own = {id(leaf) for leaf in jax.tree.leaves(self.state.params)}
+        return jax.tree.map(lambda a: jnp.copy(a) if id(a) in own else a, self.pipe.to_layers(self.state.params))
 
     def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
         return data.stack(data.pull(data_iter, count), self.pipe.mesh)

@@ -76,7 +76,7 @@ def run(
         table = jnp.asarray(np.stack([phase.table for phase in phases], axis=1).reshape(-1))
         shape = (loop.num_iterations, loop.period, program.num_ranks, _Phase.COLUMNS)
 
-        def body(carry: Any, iteration: jax.Array, phases: Any = phases, table: Any = table, shape: Any = shape) -> Any:
+        def body(iteration: jax.Array, carry: Any, phases: Any = phases, table: Any = table, shape: Any = shape) -> Any:
             state, inbox = carry
             for phase in phases:
                 start = ((iteration * shape[1] + phase.number) * shape[2] + rank) * shape[3]
@@ -88,9 +88,10 @@ def run(
                 for direction, wire in outbox.items():
                     moved = [jax.lax.ppermute(leaf, PIPE, phase.edges[direction]) for leaf in wire]
                     inbox[direction] = moved if direct[direction] else _put(inbox[direction], arrive[direction], moved)
-            return (state, inbox), None
+            return state, inbox
 
-        (state, inbox), _ = jax.lax.scan(body, (state, inbox), jnp.arange(loop.num_iterations, dtype=jnp.int32))
+        # Not a scan: an array of iteration numbers would be the one buffer that grows with the number of micro-batches.
+        state, inbox = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, (state, inbox))
     return state
 
 

@@ -39,7 +39,7 @@ def make_step(
     def step(state: TrainState, inputs: Any, labels: Any) -> tuple[TrainState, StepInfo]:
         loss, grads = value_and_grad(state.params, inputs, labels, jax.random.fold_in(state.key, state.step))
         with jax.numpy_dtype_promotion("standard"):
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
             if gradient_clipping is not None:
                 scale = jnp.minimum(1.0, gradient_clipping / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
                 grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

@@ -1,0 +1,121 @@
+"""What the compiled programs promise, read off the programs: memory, size, permutes, reductions. No timing."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxpipe
+from tests.models import LENGTH, ROWS, VOCAB, tied
+
+SCHEDULES = ("1f1b", "eager_1f1b", "gpipe")
+
+
+def compiled(num_micro_batches, schedule="1f1b", stages=4, data=2, evaluate=False, **options):
+    pipe = jaxpipe.Pipeline(tied(), jaxpipe.make_mesh(pipe=stages, data=data), num_micro_batches, schedule)
+    params = pipe.init(jax.random.key(0), jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32))
+    batch = (jax.ShapeDtypeStruct((num_micro_batches, ROWS, LENGTH), jnp.int32),) * 2
+    lowered = pipe.lower_eval(params, batch, **options) if evaluate else pipe.lower_train(params, batch)
+    return lowered.compile()
+
+
+def permutes(text):
+    """The (source, target) pairs of each collective-permute."""
+    found = []
+    for pairs in re.findall(r"collective-permute(?:-start)?\(.*?source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text):
+        found.append([tuple(map(int, pair.split(","))) for pair in re.findall(r"\{(\d+,\d+)\}", pairs)])
+    return found
+
+
+def is_acyclic(pairs):
+    step = dict(pairs)
+    for start in step:
+        at = step[start]
+        while at in step and at != start:
+            at = step[at]
+        if at == start:
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def programs():
+    small, large = compiled(8), compiled(64)
+    return {"small": small, "large": large, "text": large.as_text()}
+
+
+def test_memory_and_size_do_not_grow_with_micro_batches(programs):
+    small, large = programs["small"], programs["large"]
+    temp = [c.memory_analysis().temp_size_in_bytes for c in (small, large)]
+    assert abs(temp[1] - temp[0]) <= 0.01 * temp[0]
+    assert small.as_text().count("\n") == large.as_text().count("\n")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "evaluate", "wanted"),
+    [
+        # per tick of a loop body: 1F1B permutes half of the edges, both ways, in each of its two phases
+        ("1f1b", False, [[(0, 2), (1, 3), (4, 6), (5, 7)], [(2, 0), (3, 1), (6, 4), (7, 5)], [(2, 4), (3, 5)], [(4, 2), (5, 3)]]),
+        ("eager_1f1b", False, [[(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)], [(2, 0), (3, 1), (4, 2), (5, 3), (6, 4), (7, 5)]]),
+        ("1f1b", True, [[(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)]]),
+    ],
+)
+def test_permutes(programs, schedule, evaluate, wanted):
+    text = programs["text"] if (schedule, evaluate) == ("1f1b", False) else compiled(8, schedule, evaluate=evaluate).as_text()
+    found = permutes(text)
+    assert sorted(sorted(pairs) for pairs in found) == sorted(wanted)
+    assert all(map(is_acyclic, found))
+    assert "collective-permute" not in _branches(text), "a permute inside a branch would hang the ranks that skip it"
+
+
+def _computations(text):
+    """HLO text -> {name: body} of every computation."""
+    return {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) .*?\{\n(.*?)^\}", text, re.M | re.S)}
+
+
+def _reachable(computations, roots):
+    seen, todo = set(), list(roots)
+    while todo:
+        name = todo.pop()
+        if name not in seen and name in computations:
+            seen.add(name)
+            todo += re.findall(r"%([\w.\-]+)", computations[name])
+    return "\n".join(computations[name] for name in seen)
+
+
+def _branches(text):
+    computations = _computations(text)
+    roots = []
+    for body in computations.values():
+        for group in re.findall(r"branch_computations=\{(.*?)\}", body):
+            roots += re.findall(r"%([\w.\-]+)", group)
+        roots += re.findall(r"(?:true|false)_computation=%([\w.\-]+)", body)
+    assert roots, "no conditional found: is this the loop?"
+    return _reachable(computations, roots)
+
+
+def test_gradients_are_reduced_once_after_the_loop(programs):
+    computations = _computations(programs["text"])
+    loops = [name for body in computations.values() for name in re.findall(r" while\(.*?body=%([\w.\-]+)", body)]
+    inside = _reachable(computations, loops)
+    assert loops and "collective-permute" in inside
+    assert not re.search(r"\b(all-reduce|reduce-scatter|all-gather|all-to-all)(-start)?\(", inside)
+    assert re.search(r"\ball-reduce(-start)?\(", programs["text"]), "there are two data ranks: something is reduced"
+
+
+def test_evaluation_keeps_nothing_and_has_no_gradients():
+    small, large = compiled(8, evaluate=True), compiled(64, evaluate=True)
+    temp = [c.memory_analysis().temp_size_in_bytes for c in (small, large)]
+    assert abs(temp[1] - temp[0]) <= 0.01 * temp[0] + 64 * 3 * 4  # sum, weight and loss of each micro-batch
+    train = compiled(8).memory_analysis().temp_size_in_bytes
+    assert temp[0] < train / 2
+    # Buffers of M logits exist only where they are asked for.
+    assert f"f32[8,{ROWS // 2},{LENGTH},{VOCAB}]" not in small.as_text()
+    assert f"f32[8,{ROWS // 2},{LENGTH},{VOCAB}]" in compiled(8, evaluate=True, return_logits=True).as_text()
+
+
+def test_without_broadcast_the_loss_does_not_cross_ranks():
+    text = compiled(8, evaluate=True, data=1, bcast_loss=False).as_text()
+    assert not re.search(r"\ball-reduce(-start)?\(", text)
+    assert re.search(r"\ball-reduce(-start)?\(", compiled(8, evaluate=True, data=1).as_text())
