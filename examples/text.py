@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 
 # Tests repeat themselves, tables are no prose, installed packages differ from machine to machine.
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "distutils", "ensurepip", "turtledemo"}
+SKIPPED = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "distutils",
+    "ensurepip",
+    "turtledemo",
+}
 SKIPPED |= {"encodings", "pydoc_data", "__pycache__"}
 
 Batch = tuple[np.ndarray, np.ndarray]  # inputs and labels, each [B, L]: the label of a byte is the byte after it
@@ -37,7 +47,9 @@ def read_standard_library() -> Text:
         if SKIPPED.isdisjoint(name.parts):
             parts[zlib.crc32(name.as_posix().encode()) % 10 == 0].append(path.read_bytes())
     if not (parts[True] and parts[False]):
-        raise SystemExit(f"No source files of the standard library were found in {root}; this Python comes without them.")
+        raise SystemExit(
+            f"No source files of the standard library were found in {root}; this Python comes without them."
+        )
     train, validation = (np.frombuffer(b"\n".join(parts[held_out]), np.uint8) for held_out in (False, True))
     return Text(train, validation, len(parts[False]), len(parts[True]))
 

@@ -32,7 +32,9 @@ class Engine:
       grad_norm: norm of the last step's gradient before clipping (a device scalar), or None.
     """
 
-    def __init__(self, pipe: Pipeline, optimizer: optax.GradientTransformation, config: Config, params: Any, key: jax.Array):
+    def __init__(
+        self, pipe: Pipeline, optimizer: optax.GradientTransformation, config: Config, params: Any, key: jax.Array
+    ):
         self.pipe, self.config = pipe, config
         self.grad_norm: jax.Array | None = None
         self.state, shardings = make_state(params, optimizer, key, pipe.mesh)
@@ -122,7 +124,7 @@ class Engine:
         return data.stack(data.pull(data_iter, count), self.pipe.mesh)
 
     def _raise_if_not_finite(self) -> None:
-        while self._unchecked and self._unchecked[0][1].finite.is_ready():
+        while self._unchecked and _is_ready(self._unchecked[0][1].finite):
             call, info = self._unchecked.popleft()
             if not bool(info.finite):
                 loss, norm = float(info.loss), float(info.grad_norm)
@@ -132,6 +134,10 @@ class Engine:
                     "from before it. Look at the data of that step, lower the learning rate, or clip gradients; call "
                     "train_batch again to go on with the next batch."
                 )
+
+
+def _is_ready(array: Any) -> bool:
+    return array.is_ready()
 
 
 def initialize(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ PIPE = "pipe"
 DATA = "data"
 
 
-def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[jax.Device] | None = None, **axes: int) -> Mesh:
+def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     """Makes the mesh that a pipeline runs on.
 
     Args:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe import schedules
@@ -15,7 +16,7 @@ from jaxpipe.executor import train as _train
 from jaxpipe.executor.batch import check_batch
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
-from jaxpipe.mesh import DATA, PIPE, pipe_size, rank_mesh
+from jaxpipe.mesh import pipe_size, rank_mesh
 from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
@@ -87,7 +88,9 @@ class Pipeline:
     def storage(self) -> Storage:
         """Where the weights live. Raises LayerError before `init` or `from_layers`."""
         if self._storage is None:
-            raise LayerError("This pipeline has no params yet. Call pipe.init(key, example_inputs) or pipe.from_layers.")
+            raise LayerError(
+                "This pipeline has no params yet. Call pipe.init(key, example_inputs) or pipe.from_layers."
+            )
         return self._storage
 
     def _plan(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Storage:
@@ -119,7 +122,9 @@ class Pipeline:
           LayerError: the layers do not fit the module.
         """
         if len(layers) != self.module.num_layers:
-            raise LayerError(f"{len(layers)} per-layer params were given; the module has {self.module.num_layers} layers.")
+            raise LayerError(
+                f"{len(layers)} per-layer params were given; the module has {self.module.num_layers} layers."
+            )
         return self._plan(layers, None).from_layers(self.mesh, layers)
 
     # ----------------------------------------------------------------------------------------------------- training
@@ -205,7 +210,13 @@ class Pipeline:
 
     def lower_eval(self, params: Params, batch: Batch, **options: Any) -> jax.stages.Lowered:
         """The evaluation program, lowered; options as for `evaluate`."""
-        defaults = {"return_logits": False, "compute_loss": True, "reduce_output": "avg", "num_micro_batches": None, "bcast_loss": True}
+        defaults = {
+            "return_logits": False,
+            "compute_loss": True,
+            "reduce_output": "avg",
+            "num_micro_batches": None,
+            "bcast_loss": True,
+        }
         unknown = sorted(set(options) - set(defaults))
         if unknown:
             raise ConfigError(f"lower_eval got the options {unknown}; it knows {sorted(defaults)}.")
@@ -223,12 +234,16 @@ class Pipeline:
         bcast_loss: bool,
     ) -> tuple[Tree, Tree, dict[str, Any]]:
         if reduce_output not in _evaluate.REDUCTIONS:
-            raise ConfigError(f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).')
+            raise ConfigError(
+                f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).'
+            )
         inputs, labels, _ = check_batch(batch, num_micro_batches, self.mesh, needs_labels=compute_loss)
         if compute_loss and labels is None and self.module.loss_fn is not None:
             raise DataError("The labels are None, but the loss needs them. Pass labels, or compute_loss=False.")
         if compute_loss and self.module.loss_fn is None and labels is not None:
-            raise LossError("Labels were given, but the module has no loss_fn to use them. Pass PipelineModule(loss_fn=...).")
+            raise LossError(
+                "Labels were given, but the module has no loss_fn to use them. Pass PipelineModule(loss_fn=...)."
+            )
         static = {
             "outputs": return_logits or not compute_loss,
             "loss": compute_loss,
@@ -247,7 +262,7 @@ class Pipeline:
         mesh = rank_mesh(self.mesh, self.num_stages - 1)
 
         def one(leaf: jax.Array) -> jax.Array:
-            if isinstance(leaf, jax.core.Tracer):
+            if isinstance(leaf, Tracer):
                 return leaf[-length:]
             sharding = leaf.sharding
             assert isinstance(sharding, NamedSharding)
@@ -255,7 +270,9 @@ class Pipeline:
             mine = set(mesh.devices.flat)
             parts = [shard.data for shard in leaf.addressable_shards if shard.device in mine]
             shape = (length, *leaf.shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, P(None, rows)) if rows else NamedSharding(mesh, P()), parts)
+            return jax.make_array_from_single_device_arrays(
+                shape, NamedSharding(mesh, P(None, rows)) if rows else NamedSharding(mesh, P()), parts
+            )
 
         return jax.tree.map(one, tree)
 
@@ -275,4 +292,6 @@ def _check_remat(remat: Any) -> None:
         return
     if isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1:
         return
-    raise ConfigError(f'remat={remat!r}: it is "none", "layer", "stage", an interval of at least 1, or a jax.checkpoint policy.')
+    raise ConfigError(
+        f'remat={remat!r}: it is "none", "layer", "stage", an interval of at least 1, or a jax.checkpoint policy.'
+    )

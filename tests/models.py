@@ -106,7 +106,12 @@ def mixed(partition="uniform", loss=masked_cross_entropy):
     """Every boundary differs: dicts with floats, integers, booleans and None, of changing widths; noise from the key."""
 
     def start(ids):
-        return {"h": jax.nn.one_hot(ids, WIDTH, dtype=jnp.zeros(()).dtype), "ids": ids, "none": None, "even": ids % 2 == 0}
+        return {
+            "h": jax.nn.one_hot(ids, WIDTH, dtype=jnp.zeros(()).dtype),
+            "ids": ids,
+            "none": None,
+            "even": ids % 2 == 0,
+        }
 
     def noise_apply(params, x, *, key, train):
         if key is None or not train:

@@ -13,7 +13,9 @@ P = PartitionSpec
 Tree = Any
 
 
-def check_batch(batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True) -> tuple[Tree, Tree, int]:
+def check_batch(
+    batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True
+) -> tuple[Tree, Tree, int]:
     """Splits a batch into (inputs, labels, M).
 
     Args:
@@ -24,7 +26,9 @@ def check_batch(batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_lab
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         kind = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise DataError(f"A batch is a pair (inputs, labels), got a {kind}. Labels may be None where nothing needs them.")
+        raise DataError(
+            f"A batch is a pair (inputs, labels), got a {kind}. Labels may be None where nothing needs them."
+        )
     inputs, labels = batch
     if not jax.tree.leaves(inputs):
         raise DataError(f"The inputs of the batch hold no array: {inputs!r}.")

@@ -54,6 +54,7 @@ def evaluate(
     stages = make_stages(storage, shapes)
     made = shapes[-1].outputs
     num_micro_batches = jax.tree.leaves(inputs)[0].shape[0]
+    terms: Any = None
     if loss:
         terms = jax.eval_shape(
             lambda y, t: loss_terms(storage.module.loss_fn, y, t), made, micro_batch_avals(labels, mesh)
@@ -104,7 +105,8 @@ def evaluate(
         value = None
         if loss:
             axes = (PIPE, DATA) if broadcast else (DATA,)
-            value = _reduce(*reduce.total((state["total"], state["weight"]), mesh, *axes), reduce_output)
+            total, weight = reduce.total((state["total"], state["weight"]), mesh, *axes)
+            value = _reduce(total, weight, reduce_output)
             value = value if broadcast else value[None]
         return value, state.get("outputs")
 

@@ -68,7 +68,8 @@ def run(
     # With one slot and no permute between arrival and use, what arrives is used as it is, without a copy.
     direct = {d: sizes[d] == 1 and program.is_direct(d) for d in directions}
     inbox: Inbox = {
-        d: [blank(s.shape if direct[d] else (sizes[d], *s.shape), s.dtype, poison) for s in specs[d]] for d in directions
+        d: [blank(s.shape if direct[d] else (sizes[d], *s.shape), s.dtype, poison) for s in specs[d]]
+        for d in directions
     }
 
     for loop in program.loops:
@@ -102,9 +103,7 @@ class _Phase:
 
     def __init__(self, program: Program, loop: Any, number: int, branch_of: Any, program_ids: Sequence[int]):
         self.number = number
-        self.edges = {
-            d: edges for d in (FORWARD, BACKWARD) if (edges := program.phase_edges(loop, number, d))
-        }
+        self.edges = {d: edges for d in (FORWARD, BACKWARD) if (edges := program.phase_edges(loop, number, d))}
         used = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
         self.branches: list[Branch] = [branch_of(kind, program_id) for kind, program_id in used]
         self.table = np.zeros((loop.num_iterations, program.num_ranks, self.COLUMNS), np.int32)

@@ -58,5 +58,3 @@ def disassemble(storage: Storage, mesh: Mesh, grads: Params, weight: jax.Array) 
     leaves, rebuild = split_inexact(stored)
     scale = 1 / weight
     return rebuild([leaf * scale.astype(leaf.dtype) for leaf in total(leaves, mesh, DATA)])
-
-

@@ -16,7 +16,9 @@ from jaxpipe.model.module import PipelineModule
 Tree = Any
 
 
-def forward(module: PipelineModule, layers: Sequence[Any], x: Tree, key: jax.Array | None = None, train: bool = False) -> Tree:
+def forward(
+    module: PipelineModule, layers: Sequence[Any], x: Tree, key: jax.Array | None = None, train: bool = False
+) -> Tree:
     """The layers one after the other; `key` is that of the micro-batch."""
     for index, layer in enumerate(module.layers):
         layer_key = None if key is None else keys.layer_key(key, index)
@@ -52,7 +54,9 @@ def value_and_grad(
         return total, weight
 
     step = jax.jit(jax.value_and_grad(part_loss, has_aux=True, allow_int=True))
-    total, weight, grads = 0.0, 0.0, None
+    total: Any = 0.0
+    weight: Any = 0.0
+    grads = None
     for m in range(jax.tree.leaves(inputs)[0].shape[0]):
         for rank in range(num_data_ranks):
 

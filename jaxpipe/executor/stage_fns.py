@@ -65,7 +65,9 @@ class StageProgram:
             held = jax.eval_shape(lambda p, parts=parts: [take(p, part, 0) for part in parts], params)
             keys = jax.eval_shape(lambda k, i, parts=parts: _keys(parts, k, i, 0), key, first_layer)
             unit = Unit(parts, policy, held, x, keys)
-            known = stage.is_first and not self.segments and repeats == 1  # its input is in the batch: need not be saved
+            known = (
+                stage.is_first and not self.segments and repeats == 1
+            )  # its input is in the batch: need not be saved
             saved = unit.saved[len(unit.saved_inputs) :] if known else unit.saved
             self.segments.append(_Segment(unit, repeats, tuple(cursor.take(saved, repeats))))
             x = unit.outputs
@@ -95,7 +97,13 @@ class StageProgram:
         return x, buffers
 
     def backward(
-        self, params: Params, dy: Leaves, micro_batch: MicroBatch, first_layer: jax.Array, buffers: Buffers, grads: Params
+        self,
+        params: Params,
+        dy: Leaves,
+        micro_batch: MicroBatch,
+        first_layer: jax.Array,
+        buffers: Buffers,
+        grads: Params,
     ) -> tuple[Leaves, Params]:
         """From the gradient of the output (inexact leaves) to that of the input; adds the params' to `grads`."""
         for number in reversed(range(len(self.segments))):
@@ -209,7 +217,9 @@ def take(params: Params, part: Part, repeat: Any) -> Params:
         return {}
     at = part.slot + repeat * part.count
     if part.count == 1:
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, at, keepdims=False), params["stacked"][part.stack])
+        return jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, at, keepdims=False), params["stacked"][part.stack]
+        )
     return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, at, part.count), params["stacked"][part.stack])
 
 

@@ -66,7 +66,9 @@ class Cursor:
         return entries
 
 
-def write(buffers: Buffers, slot: jax.Array, entries: Sequence[Entry], repeat: Any, values: Sequence[jax.Array]) -> Buffers:
+def write(
+    buffers: Buffers, slot: jax.Array, entries: Sequence[Entry], repeat: Any, values: Sequence[jax.Array]
+) -> Buffers:
     """Stores the values of one repetition."""
     buffers = dict(buffers)
     for entry, value in zip(entries, values, strict=True):

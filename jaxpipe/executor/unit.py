@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.stages import Part
@@ -112,8 +113,16 @@ class Unit:
             x = jax.tree.unflatten(self._input_structure, [known[i] for i in range(len(known))])
             _, pullback = self._vjp(params, x, layer_keys)
         else:
-            sources = {"params": jax.tree.leaves(params), "keys": jax.tree.leaves(layer_keys), "saved": saved, "inputs": known}
-            leaves = [l.constant if l.source == "constant" else sources[l.source][l.index] for l in self._leaves]
+            sources = {
+                "params": jax.tree.leaves(params),
+                "keys": jax.tree.leaves(layer_keys),
+                "saved": saved,
+                "inputs": known,
+            }
+            leaves = [
+                leaf.constant if leaf.source == "constant" else sources[leaf.source][leaf.index]
+                for leaf in self._leaves
+            ]
             pullback = jax.tree.unflatten(self._pullback, leaves)
         return pullback(cotangents(self.outputs, dy))
 
@@ -124,9 +133,10 @@ class Unit:
         def function(param_leaves: Leaves, x_leaves: Leaves) -> Tree:
             return self.apply(with_params(param_leaves), with_x(x_leaves), layer_keys)
 
-        if callable(self.policy):
+        policy: Any = self.policy
+        if callable(policy):
             # Forward and backward are different branches of the loop: nothing could be merged across them anyway.
-            function = jax.checkpoint(function, policy=self.policy, prevent_cse=False)
+            function = jax.checkpoint(function, policy=policy, prevent_cse=False)
         return jax.vjp(function, param_leaves, x_leaves)
 
     def _capture(self, params: Tree, x: Tree, layer_keys: Tree) -> Leaves:
@@ -137,7 +147,7 @@ class Unit:
         saved: list[Any] = []
         self._leaves = []
         for leaf in leaves:
-            if not isinstance(leaf, jax.core.Tracer):
+            if not isinstance(leaf, Tracer):
                 self._leaves.append(_Leaf("constant", -1, leaf))
                 continue
             if id(leaf) not in known:

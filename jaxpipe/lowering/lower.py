@@ -31,7 +31,7 @@ def lower(schedule: Schedule) -> Program:
                 for m in range(schedule.num_micro_batches)
             }
             slots, saved_per_rank[rank] = colour(intervals)
-            saved.update(slots)  # type: ignore[arg-type]
+            saved.update(slots)
 
     arrival: dict[Message, int] = {}
     needed = {FORWARD: 0, BACKWARD: 0}
@@ -41,7 +41,7 @@ def lower(schedule: Schedule) -> Program:
             # A message occupies its slot from the end of tick `sent` until it is read; another may land in the same
             # slot at the end of the tick that reads it, because reading comes first.
             slots, used = colour({m: (m.sent, m.read - 1) for m in inbox})
-            arrival.update(slots)  # type: ignore[arg-type]
+            arrival.update(slots)
             needed[direction] = max(needed[direction], used)
 
     grid = [[Cell() for _ in range(schedule.num_ranks)] for _ in range(num_ticks)]

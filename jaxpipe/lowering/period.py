@@ -37,24 +37,32 @@ def fold(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, E
     """
     bounds = [0, *_cuts(kinds), len(kinds)]
     return tuple(
-        Loop(start, stop, _period(edges[start:stop])) for start, stop in zip(bounds, bounds[1:], strict=False) if stop > start
+        Loop(start, stop, _period(kinds[start:stop], edges[start:stop]))
+        for start, stop in zip(bounds, bounds[1:], strict=False)
+        if stop > start
     )
 
 
 def _cuts(kinds: Sequence[frozenset[str]]) -> list[int]:
     """Ticks before which and after which no kind of op is the same: cutting there duplicates no code."""
-    cuts = []
+    cuts: list[int] = []
+    nothing: frozenset[str] = frozenset()
     for tick in range(1, len(kinds)):
-        before, after = frozenset().union(*kinds[:tick]), frozenset().union(*kinds[tick:])
+        before, after = nothing.union(*kinds[:tick]), nothing.union(*kinds[tick:])
         if before and after and not before & after:
             cuts.append(tick)
     return cuts[:1]
 
 
-def _period(edges: Sequence[frozenset[tuple[str, Edge]]]) -> int:
-    """1 or 2: whichever permutes fewer edges per tick, 1 if equal (half the code)."""
+def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, Edge]]]) -> int:
+    """1 or 2: whichever permutes fewer edges per tick; 1 if equal or if all ops are of one kind (half the code)."""
+
+    silent: frozenset[tuple[str, Edge]] = frozenset()
+    idle: frozenset[str] = frozenset()
 
     def edges_per_tick(period: int) -> float:
-        return sum(len(frozenset().union(*edges[phase::period])) for phase in range(period)) / period
+        return sum(len(silent.union(*edges[phase::period])) for phase in range(period)) / period
 
+    if len(idle.union(*kinds)) < 2:
+        return 1
     return min((1, 2), key=lambda period: (edges_per_tick(period), period))

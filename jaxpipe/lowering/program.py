@@ -63,7 +63,8 @@ class Program:
 
     def phase_edges(self, loop: Loop, phase: int, direction: str) -> tuple[Edge, ...]:
         """The edges that a phase of a loop permutes in one direction, in order."""
-        union: frozenset[tuple[str, Edge]] = frozenset().union(*(self.edges[t] for t in loop.phase_ticks(phase)))
+        silent: frozenset[tuple[str, Edge]] = frozenset()
+        union = silent.union(*(self.edges[t] for t in loop.phase_ticks(phase)))
         return tuple(sorted(edge for name, edge in union if name == direction))
 
     def is_direct(self, direction: str) -> bool:
@@ -87,14 +88,16 @@ class Program:
             lines.append(f"loop over ticks {loop.start}..{loop.stop - 1}, {loop.period} in the body")
             for phase in range(loop.period):
                 kinds = sorted({cell.kind for _, cell in self.phase_cells(loop, phase)})
-                moves = []
+                moves: list[str] = []
                 for direction in ("forward", "backward"):
                     if edges := self.phase_edges(loop, phase, direction):
                         moves.append(f"{direction} {' '.join(f'{a}>{b}' for a, b in edges)}")
                 lines.append(f"  phase {phase}: ops {' '.join(kinds)}; permutes {', '.join(moves) or 'none'}")
         width = max(len(_cell_text(cell)) for row in self.cells for cell in row)
         for rank in range(self.num_ranks):
-            lines.append(f"rank {rank} | " + " ".join(_cell_text(row[rank]).ljust(width) for row in self.cells).rstrip())
+            lines.append(
+                f"rank {rank} | " + " ".join(_cell_text(row[rank]).ljust(width) for row in self.cells).rstrip()
+            )
         return "\n".join(lines)
 
 

@@ -42,7 +42,7 @@ def clock(schedule: Schedule) -> dict[tuple[str, int, int], int]:
 def messages(schedule: Schedule) -> list[Message]:
     """Every value that one op makes and an op of the neighbouring stage reads."""
     ticks = clock(schedule)
-    found = []
+    found: list[Message] = []
     for (kind, stage, micro_batch), tick in ticks.items():
         if kind == "F" and stage + 1 < schedule.num_stages:
             direction, reader, reads = FORWARD, stage + 1, ("F",)

@@ -2,9 +2,12 @@
 
 import heapq
 from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value", bound=Hashable)
 
 
-def colour(intervals: Mapping[Hashable, tuple[int, int]]) -> tuple[dict[Hashable, int], int]:
+def colour(intervals: Mapping[Value, tuple[int, int]]) -> tuple[dict[Value, int], int]:
     """Assigns slots so that values alive at the same time never share one.
 
     Args:
@@ -14,7 +17,7 @@ def colour(intervals: Mapping[Hashable, tuple[int, int]]) -> tuple[dict[Hashable
       The slot of each value, and how many slots are used: exactly the largest number of values alive at once, because
       the sweep opens a new slot only when every older one is occupied.
     """
-    slots: dict[Hashable, int] = {}
+    slots: dict[Value, int] = {}
     free: list[int] = []
     occupied: list[tuple[int, int]] = []  # (last tick, slot)
     used = 0

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx
+from jax.core import Tracer
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model.layers import BoundLayer, LayerSpec, keywords_named
@@ -83,8 +84,10 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
     rng_leaves, rng_structure = jax.tree.flatten(rng_state)
     # An array that is a plain attribute (a table of frequencies, a mask) belongs to the graph, not to the state, and
     # under eval_shape it is a tracer. Such a module is rebuilt inside each trace; XLA drops the unused initialisation.
-    rebuild = any(isinstance(node, jax.core.Tracer) for _, node in nnx.iter_graph(skeleton))
-    modes = {} if rebuild else {(t, d): in_mode(skeleton, t, d) for t, d in ((True, True), (True, False), (False, False))}
+    rebuild = any(isinstance(node, Tracer) for _, node in nnx.iter_graph(skeleton))
+    modes = (
+        {} if rebuild else {(t, d): in_mode(skeleton, t, d) for t, d in ((True, True), (True, False), (False, False))}
+    )
 
     def to_params(state: nnx.State) -> dict[str, Any]:
         return _nest({_path_name(path): variable[...] for path, variable in nnx.to_flat_state(state)})

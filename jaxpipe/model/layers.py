@@ -116,7 +116,8 @@ def keywords_named(function: Callable[..., Any], names: Iterable[str]) -> set[st
     return {
         name
         for name in names
-        if name in parameters and parameters[name].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        if name in parameters
+        and parameters[name].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     }
 
 

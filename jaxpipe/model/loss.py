@@ -18,7 +18,9 @@ def _scalar(value: Any, what: str) -> jax.Array:
     value = jnp.asarray(value)
     if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         hint = " Reduce it, for example with .mean()." if value.shape else ""
-        raise LossError(f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar.{hint} {_RULE}")
+        raise LossError(
+            f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar.{hint} {_RULE}"
+        )
     return value
 
 

@@ -90,9 +90,7 @@ def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
                 parts[-1] = replace(parts[-1], count=parts[-1].count + 1)
             else:
                 parts.append(part)
-        stages.append(
-            Stage(tuple(parts), stage == 0, stage == last, shapes[start].inputs, shapes[stop - 1].outputs)
-        )
+        stages.append(Stage(tuple(parts), stage == 0, stage == last, shapes[start].inputs, shapes[stop - 1].outputs))
     return stages
 
 

@@ -56,13 +56,25 @@ def test_memory_and_size_do_not_grow_with_micro_batches(programs):
     ("schedule", "evaluate", "wanted"),
     [
         # per tick of a loop body: 1F1B permutes half of the edges, both ways, in each of its two phases
-        ("1f1b", False, [[(0, 2), (1, 3), (4, 6), (5, 7)], [(2, 0), (3, 1), (6, 4), (7, 5)], [(2, 4), (3, 5)], [(4, 2), (5, 3)]]),
-        ("eager_1f1b", False, [[(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)], [(2, 0), (3, 1), (4, 2), (5, 3), (6, 4), (7, 5)]]),
+        (
+            "1f1b",
+            False,
+            [[(0, 2), (1, 3), (4, 6), (5, 7)], [(2, 0), (3, 1), (6, 4), (7, 5)], [(2, 4), (3, 5)], [(4, 2), (5, 3)]],
+        ),
+        (
+            "eager_1f1b",
+            False,
+            [[(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)], [(2, 0), (3, 1), (4, 2), (5, 3), (6, 4), (7, 5)]],
+        ),
         ("1f1b", True, [[(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)]]),
     ],
 )
 def test_permutes(programs, schedule, evaluate, wanted):
-    text = programs["text"] if (schedule, evaluate) == ("1f1b", False) else compiled(8, schedule, evaluate=evaluate).as_text()
+    text = (
+        programs["text"]
+        if (schedule, evaluate) == ("1f1b", False)
+        else compiled(8, schedule, evaluate=evaluate).as_text()
+    )
     found = permutes(text)
     assert sorted(sorted(pairs) for pairs in found) == sorted(wanted)
     assert all(map(is_acyclic, found))

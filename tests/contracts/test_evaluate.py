@@ -104,7 +104,7 @@ def test_inside_the_callers_jit(engine):
 
 def test_arguments_are_checked(engine):
     params, batch = engine.state.params, make_batch(3)
-    with pytest.raises(ConfigError, match="reduce_output='mean': it is \"avg\", \"sum\" or None"):
+    with pytest.raises(ConfigError, match='reduce_output=\'mean\': it is "avg", "sum" or None'):
         engine.pipe.evaluate(params, batch, reduce_output="mean")
     with pytest.raises(DataError, match=r"inputs is int32\[3,4,5\]: its first dim is 3, but there are 2 micro-batches"):
         engine.pipe.evaluate(params, batch, num_micro_batches=2)

@@ -30,12 +30,7 @@ UNEVEN = {1: [0, 9], 2: [0, 2, 9], 3: [0, 4, 5, 9], 4: [0, 1, 5, 6, 9], 8: [0, 1
 def pairwise(axes):
     """Greedy covering array: each case takes the combination that covers most uncovered pairs of values."""
     names = list(axes)
-    todo = {
-        frozenset({(a, x), (b, y)})
-        for a, b in itertools.combinations(names, 2)
-        for x in axes[a]
-        for y in axes[b]
-    }
+    todo = {frozenset({(a, x), (b, y)}) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
     cases = []
     while todo:
         case = dict(sorted(min(todo, key=lambda pair: sorted(map(str, pair)))))
@@ -59,10 +54,46 @@ def test_equals_oracle(case):
 
 # One case per mechanism in 64 bits: what is left is rounding, so that a term of relative size 1e-6 cannot hide.
 FLOAT64 = [
-    dict(stages=4, data=2, micro_batches=3, schedule="1f1b", remat="layer", dropout=True, model="tied", partition="uneven"),
-    dict(stages=3, data=1, micro_batches=8, schedule="eager_1f1b", remat="none", dropout=True, model="mixed", partition="uneven"),
-    dict(stages=2, data=2, micro_batches=8, schedule="gpipe", remat="stage", dropout=False, model="untied", partition="parameters"),
-    dict(stages=4, data=1, micro_batches=8, schedule="1f1b", remat="policy", dropout=True, model="untied", partition="uniform"),
+    dict(
+        stages=4,
+        data=2,
+        micro_batches=3,
+        schedule="1f1b",
+        remat="layer",
+        dropout=True,
+        model="tied",
+        partition="uneven",
+    ),
+    dict(
+        stages=3,
+        data=1,
+        micro_batches=8,
+        schedule="eager_1f1b",
+        remat="none",
+        dropout=True,
+        model="mixed",
+        partition="uneven",
+    ),
+    dict(
+        stages=2,
+        data=2,
+        micro_batches=8,
+        schedule="gpipe",
+        remat="stage",
+        dropout=False,
+        model="untied",
+        partition="parameters",
+    ),
+    dict(
+        stages=4,
+        data=1,
+        micro_batches=8,
+        schedule="1f1b",
+        remat="policy",
+        dropout=True,
+        model="untied",
+        partition="uniform",
+    ),
 ]
 
 
@@ -96,7 +127,9 @@ def check(case, tolerance):
     assert_close(pipe.to_layers(grads), wanted_grads, tolerance, "layers")
     for index, grad in enumerate(wanted_grads):  # a case that could not fail would prove nothing
         for leaf in jax.tree.leaves(grad):
-            assert not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.abs(leaf).max() > 0, f"layer {index} has no gradient"
+            assert not jnp.issubdtype(leaf.dtype, jnp.floating) or jnp.abs(leaf).max() > 0, (
+                f"layer {index} has no gradient"
+            )
 
 
 def test_the_cases_cover_every_pair():

@@ -1,0 +1,176 @@
+"""Floors and house rules that no other test would notice. Reads the sources with `ast` and imports nothing of them."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxpipe"
+FILES = sorted(PACKAGE.rglob("*.py"))
+by_path = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+# A module imports from lower floors, or from its own folder.
+FLOOR = {
+    "errors": 0,
+    "schedules": 1,
+    "mesh": 2,
+    "model": 3,
+    "lowering": 4,
+    "executor": 5,
+    "training": 6,
+    "pipeline": 7,
+    "engine": 8,
+    "cli": 9,
+    "__main__": 10,
+}
+
+# Cycles inside a folder, each broken by an import inside a function.
+LATE = {
+    ("model.layers", "model.flax_adapters"): "flax is slow to import, and a model without flax should not pay for it"
+}
+
+# Where a thing may be used; everywhere else it is forbidden.
+ONLY_IN = {
+    "ppermute": {"executor/loop.py"},
+    "psum": {"executor/reduce.py"},
+    "psum_scatter": {"executor/reduce.py"},
+    "all_gather": {"executor/reduce.py"},
+    "all_to_all": set(),
+    "pmean": set(),
+    "pmax": set(),
+    "pmin": set(),
+    "axis_index": set(),  # rank and data rank are inputs of the loop
+}
+IMPORTED_ONLY_IN = {
+    "flax": {"model/flax_adapters.py"},
+    "orbax": {"training/checkpoint.py"},
+    "optax": {"engine.py", "training/optimizer.py", "training/state.py"},
+    "matplotlib": {"schedules/draw.py"},
+    "chex": set(),
+}
+# Integers only: testable by the thousand without a device.
+WITHOUT_ARRAYS = ("schedules/", "lowering/", "errors.py", "cli.py", "model/partition.py", "model/same.py")
+
+MAX_LINES = 300
+BUDGET: dict[str, tuple[int, str]] = {}  # file -> (lines it may have, why)
+
+
+def name_of(path):
+    return str(path.relative_to(PACKAGE)).replace("\\", "/")
+
+
+def imports(path):
+    """(dotted name, whether it is inside a function) of every import; `from a import b` is `a.b`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from ((f"{node.module}.{alias.name}", id(node) in inside) for alias in node.names)
+
+
+def own_module(dotted):
+    """`jaxpipe.executor.loop.run` -> `executor.loop`; None if it is not of this package."""
+    parts = dotted.split(".")
+    if parts[0] != "jaxpipe":
+        return None
+    for end in range(len(parts), 1, -1):
+        path = PACKAGE.joinpath(*parts[1:end])
+        if path.with_suffix(".py").exists() or (path / "__init__.py").exists():
+            return ".".join(parts[1:end])
+    return "__init__"
+
+
+@by_path
+def test_imports_point_down(path):
+    here = name_of(path).split("/")[0].removesuffix(".py")
+    if here == "__init__":
+        return
+    for dotted, _ in imports(path):
+        if module := own_module(dotted):
+            there = module.split(".")[0]
+            assert there == here or FLOOR[there] < FLOOR[here], f"{here} must not import {dotted}"
+
+
+def test_no_cycles_inside_a_folder():
+    edges = {}
+    for path in FILES:
+        here = name_of(path).removesuffix(".py").replace("/", ".")
+        if here.endswith("__init__"):
+            continue
+        modules = {own_module(dotted) for dotted, _ in imports(path)} - {None, here}
+        edges[here] = {module for module in modules if (here, module) not in LATE}
+    for here, late in LATE:
+        path = PACKAGE / f"{here.replace('.', '/')}.py"
+        found = [inside for dotted, inside in imports(path) if own_module(dotted) == late]
+        assert found and all(found), f"{here} does not import {late} late: take it off LATE"
+    while leaves := {module for module, below in edges.items() if not below & edges.keys()}:
+        for module in leaves:
+            del edges[module]
+    assert not edges, f"a cycle among {sorted(edges)}"
+
+
+@by_path
+def test_collectives_are_where_they_belong(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        used = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else None
+        if isinstance(node, ast.alias):
+            used = node.name.split(".")[-1]
+        assert name_of(path) in ONLY_IN.get(used, {name_of(path)}), f"{used} belongs into {ONLY_IN[used]}"
+
+
+@by_path
+def test_libraries_are_imported_where_they_belong(path):
+    for dotted, _ in imports(path):
+        library = dotted.split(".")[0]
+        assert name_of(path) in IMPORTED_ONLY_IN.get(library, {name_of(path)}), (
+            f"{library}: {IMPORTED_ONLY_IN[library]}"
+        )
+        assert not dotted.startswith("jax._src"), "private names of JAX change without notice"
+        if name_of(path).startswith(WITHOUT_ARRAYS):
+            assert library not in ("jax", "jaxlib", "numpy"), "integers only"
+
+
+@by_path
+def test_private_names_of_jax_are_not_used(path):
+    assert "_src" not in re.findall(r"\bjax\.(\w+)", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*FILES, *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_files_are_short(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    allowed, _ = BUDGET.get(name_of(path) if path in FILES else path.name, (MAX_LINES, ""))
+    assert lines <= allowed, f"{lines} lines: split it, or give a reason in BUDGET"
+
+
+def test_budgets_are_needed():
+    for name, (allowed, reason) in BUDGET.items():
+        lines = len((PACKAGE / name).read_text(encoding="utf-8").splitlines())
+        assert reason and MAX_LINES < lines <= allowed, f"{name} has {lines} lines"
+
+
+def test_every_floor_exists():
+    found = {name_of(path).split("/")[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    assert found == FLOOR.keys()
+
+
+def test_public_names_are_documented():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    names = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    public = {name for name in names if not name.startswith("_")}
+    missing = sorted(name for name in public if not re.search(rf"\bjaxpipe\.{name}\b", text))
+    assert public and not missing, f"not in README.md or docs/: {missing}"
