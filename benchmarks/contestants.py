@@ -19,7 +19,7 @@ class Contestant:
     """One way to do the work.
 
     Attributes:
-      make: from M to a jitted function of (params, inputs, labels), and the pipeline it runs, if it is one.
+      make: from M to a jitted function of (params, inputs, labels).
       params: the weights, where the function wants them.
       home: where a batch has to lie: a device or a sharding.
       to_layers: from params or gradients to those of each layer.
@@ -28,7 +28,7 @@ class Contestant:
     name: str
     remat: str
     stages: int
-    make: Callable[[int], tuple[Any, jaxpipe.Pipeline | None]]
+    make: Callable[[int], Any]
     params: Any
     home: Any
     to_layers: Callable[[Any], list[Any]]
@@ -47,38 +47,39 @@ class Contestants:
         """Training on one device, no pipeline."""
         step, device = model.plain_train(self.size, remat), jax.devices()[0]
         params = jax.device_put(jax.tree.map(lambda *a: np.stack(a), *self.layers), device)
-        return Contestant("plain loop", remat, 1, lambda count: (step, None), params, device, self._unstack)
+        return Contestant("plain loop", remat, 1, lambda count: step, params, device, self._unstack)
 
     def plain_evaluation(self) -> Contestant:
         """Evaluation on one device, no pipeline."""
         function = model.plain_evaluate(self.size)
         return replace(
-            self.plain("none"), name="plain evaluation", remat="-", make=lambda count: (function, None), to_layers=list
+            self.plain("none"), name="plain evaluation", remat="-", make=lambda count: function, to_layers=list
         )
 
     def pipeline(self, stages: int, remat: str, schedule: str = "1f1b") -> Contestant:
         """Training with jaxpipe."""
         mesh = jaxpipe.make_mesh(pipe=stages)
-        planned: dict[int, jaxpipe.Pipeline] = {}
 
-        def make(count: int) -> tuple[Any, jaxpipe.Pipeline]:
-            if count not in planned:
-                planned[count] = jaxpipe.Pipeline(self.module, mesh, count, schedule, model.REMATS[remat])
-                jax.eval_shape(planned[count].init, jax.random.key(0), self.batch[0][0])  # plans, makes no weights
-            pipe = planned[count]
-            return jax.jit(lambda params, inputs, labels: pipe.value_and_grad(params, (inputs, labels))), pipe
+        def make(count: int) -> Any:
+            pipe = self._plan(mesh, count, remat, schedule)
+            return jax.jit(lambda params, inputs, labels: pipe.value_and_grad(params, (inputs, labels)))
 
-        pipe = make(self.few)[1]
+        pipe = self._plan(mesh, self.few, remat, schedule)
         home = NamedSharding(mesh, PartitionSpec())
         return Contestant(NAMES[schedule], remat, stages, make, pipe.from_layers(self.layers), home, pipe.to_layers)
 
     def evaluation(self, stages: int) -> Contestant:
         """Evaluation with jaxpipe."""
-        pipeline = self.pipeline(stages, "layer")
-        pipe = pipeline.make(self.few)[1]
-        assert pipe is not None
+        mesh = jaxpipe.make_mesh(pipe=stages)
+        pipe = self._plan(mesh, self.few, "layer", "1f1b")
         function = jax.jit(lambda params, inputs, labels: pipe.evaluate(params, (inputs, labels)))
-        return replace(pipeline, name="evaluation", remat="-", make=lambda count: (function, None), to_layers=list)
+        home = NamedSharding(mesh, PartitionSpec())
+        return Contestant("evaluation", "-", stages, lambda count: function, pipe.from_layers(self.layers), home, list)
+
+    def _plan(self, mesh: jax.sharding.Mesh, count: int, remat: str, schedule: str) -> jaxpipe.Pipeline:
+        pipe = jaxpipe.Pipeline(self.module, mesh, count, schedule, model.REMATS[remat])
+        jax.eval_shape(pipe.init, jax.random.key(0), self.batch[0][0])  # cuts the module, makes no weights
+        return pipe
 
     def autodiff(self, stages: int) -> Contestant:
         """Training with GPipe as `jax.grad` makes it."""
@@ -91,7 +92,7 @@ class Contestants:
         def to_layers(grads: Any) -> list[Any]:
             return self._unstack(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), grads))
 
-        return Contestant("GPipe by autodiff", "layer", stages, lambda count: (step, None), params, home, to_layers)
+        return Contestant("GPipe by autodiff", "layer", stages, lambda count: step, params, home, to_layers)
 
     def _unstack(self, tree: Any) -> list[Any]:
         return [jax.tree.map(lambda a, i=i: a[i], tree) for i in range(self.size.layers)]

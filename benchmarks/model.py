@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from measure import SCOPE
 
 import jaxpipe
 
@@ -53,6 +54,7 @@ def init_layer(size: Size, key: jax.Array, x: Any = None) -> dict[str, jax.Array
     }
 
 
+@jax.named_scope(SCOPE)
 def apply_layer(size: Size, params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     """A pre-norm transformer block, [B, L, D] -> [B, L, D]: causal attention, then an MLP four times as wide."""
 

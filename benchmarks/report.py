@@ -13,7 +13,7 @@ MARKS = ("<!-- figures: begin, written by benchmarks/run.py --readme -->", "<!--
 
 def markdown(report: Report) -> str:
     """The tables of one run."""
-    return "\n\n".join([_head(report), _times(report), _programs(report), _branches(report), _memory(report)]) + "\n"
+    return "\n\n".join([_head(report), _times(report), _programs(report), _memory(report)]) + "\n"
 
 
 def _head(report: Report) -> str:
@@ -56,34 +56,20 @@ def _programs(report: Report) -> str:
             f"{program['lower_seconds']:.2f}",
             f"{program['xla_seconds']:.2f}",
             program["hlo_lines"],
+            program["layer_forward_lines"],
+            program["layer_backward_lines"],
             program["permutes"],
             _megabytes(program["temp_bytes"]),
         ]
         for program in report["programs"]
     ]
-    head = ["program", "remat", "S", "M", "trace, s", "lower, s", "XLA, s", "HLO lines", "permutes", "temp MB / device"]
-    return "## Compiling\n\n" + table(head, rows)
-
-
-def _branches(report: Report) -> str:
-    """What the HLO lines, and with them XLA's time, go to."""
-    lines = []
-    for program in report["programs"]:
-        if program["branches"] and program["micro_batches"] == report["micro_batches"]:
-            inside = sum(sum(each) for each in program["branches"].values())
-            shown = ", ".join(f"{op} {' + '.join(map(str, each))}" for op, each in program["branches"].items())
-            part = f"{100 * inside / program['hlo_lines']:.0f} %"
-            lines.append(
-                f"- {program['name']}, {program['remat']}, S = {program['stages']}: {part} of its lines: {shown}"
-            )
-    if not lines:
-        return "XLA left no switch with the branches of the loop: their share of the lines is not known."
+    head = ["program", "remat", "S", "M", "trace, s", "lower, s", "XLA, s", "HLO lines", "forward", "backward"]
+    head += ["permutes", "temp MB / device"]
     ours = [p for p in report["programs"] if p["name"] == "1F1B"]
     shares = [p["xla_seconds"] / (p["trace_seconds"] + p["lower_seconds"] + p["xla_seconds"]) for p in ours]
     return (
-        f"XLA takes {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the time that compiling 1F1B takes. What "
-        "it compiles is mostly the branches of the loop: one per kind of op and distinct stage, and once more where "
-        f"ranks of both parities run that stage.\n\n{chr(10).join(lines)}"
+        f"## Compiling\n\n{table(head, rows)}\n\n"
+        f"XLA takes {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the time that compiling 1F1B takes."
     )
 
 
@@ -134,6 +120,8 @@ def _megabytes(size: int) -> str:
 def figures(source: Path) -> str:
     """What README.md quotes of one run; nothing is typed by hand there."""
     report: Report = json.loads(source.read_text(encoding="utf-8"))
+    if report["quick"]:
+        raise SystemExit(f"{source} is a quick run, which measures nothing. Quote one made without --quick.")
     times = [[t["work"], t["remat"], t["stages"], _spread(t["ratio"])] for t in report["times"]]
     devices = f"{report['devices']} {'simulated ' if report['simulated'] else ''}{report['platform']} devices"
     return (

@@ -13,6 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+# XLA reads this once, so before JAX is imported: simulated devices on a busy machine may wait long for each other, and
+# by default XLA takes that for a deadlock.
+os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=600 " + os.environ.get("XLA_FLAGS", "")
+
 import jax
 import jaxlib
 import measure
@@ -20,13 +24,11 @@ import model
 import report
 from contestants import Contestant, Contestants
 
-import jaxpipe
-
 HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Runs everything; about five minutes on two cores, less than one with --quick."""
+    """Runs everything; wants a machine that does nothing else."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of timing (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: does it run? Prints only")
@@ -71,7 +73,7 @@ class Benchmark:
         start = time.perf_counter()
         # The first trace of a process pays for caches that all later ones use.
         for first in (self.make.plain("layer"), self.make.pipeline(self.stages[0], "layer")):
-            first.make(self.few)[0].lower(first.params, *jax.device_put(self.make.batch, first.home))
+            first.make(self.few).lower(first.params, *jax.device_put(self.make.batch, first.home))
         for remat in ["layer"] if self.quick else model.REMATS:
             pipelines = [self.make.pipeline(stages, remat) for stages in self.stages]
             self._compete("training step", [self.make.plain(remat), *pipelines])
@@ -122,47 +124,23 @@ class Benchmark:
     def _compile(self, contestant: Contestant) -> tuple[Any, Any]:
         """Describes the programs for few and (for one remat mode) for many micro-batches; returns the former."""
         batch = jax.device_put(self.make.batch, contestant.home)
-        function, pipe = contestant.make(self.few)
-        self._describe(contestant, self.few, function, pipe, batch)
+        function = contestant.make(self.few)
+        self._describe(contestant, self.few, function, batch)
         if contestant.remat in ("layer", "-"):
             many = [jax.ShapeDtypeStruct((self.many, *a.shape[1:]), a.dtype, sharding=a.sharding) for a in batch]
-            self._describe(contestant, self.many, *contestant.make(self.many), many)
+            self._describe(contestant, self.many, contestant.make(self.many), many)
         return function, batch
 
-    def _describe(self, contestant: Contestant, count: int, function: Any, pipe: Any, batch: Any) -> None:
+    def _describe(self, contestant: Contestant, count: int, function: Any, batch: Any) -> None:
         at = {"name": contestant.name, "remat": contestant.remat, "stages": contestant.stages, "micro_batches": count}
         if any(program.items() >= at.items() for program in self.programs):
             return
         print(f"compiling: {_title(contestant)}, M = {count}", flush=True)
-        found = measure.compile_and_describe(function, contestant.params, *batch)
-        switches, ops = found.pop("branch_lines"), [] if pipe is None else _branch_ops(pipe)
-        branches: dict[str, list[int]] = {}
-        if list(map(len, ops)) == list(map(len, switches)):  # otherwise XLA made something else of them
-            for names, lines in zip(ops, switches, strict=True):
-                for op, number in zip(names, lines, strict=True):
-                    branches.setdefault(op, []).append(number)
-        self.programs.append({**at, **found, "branches": branches})
+        self.programs.append({**at, **measure.compile_and_describe(function, contestant.params, *batch)})
 
 
 def _title(contestant: Contestant) -> str:
     return f"{contestant.name}, remat {contestant.remat}, S = {contestant.stages}"
-
-
-def _branch_ops(pipe: jaxpipe.Pipeline) -> list[list[str]]:
-    """Per switch of the loop, what its branches do, in their order. Stages between first and last are one program."""
-    if len(pipe.program.loops) > 1:
-        return []  # which loop comes first cannot be seen in the text of a program
-    loop, last = pipe.program.loops[0], pipe.num_stages - 1
-    names = ["first", "middle", "last"] if last else ["only"]
-
-    def program_of(stage: int) -> int:
-        return 0 if stage == 0 else 2 if stage == last else 1
-
-    phases = [
-        sorted({(cell.kind, program_of(cell.stage)) for _, cell in pipe.program.phase_cells(loop, phase)})
-        for phase in range(loop.period)
-    ]
-    return [["idle", *(f"{kind} {names[stage]}" for kind, stage in ops)] for ops in phases]
 
 
 if __name__ == "__main__":

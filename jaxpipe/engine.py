@@ -17,6 +17,7 @@ from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.shapes import aval, describe
 from jaxpipe.pipeline import Batch, Pipeline
 from jaxpipe.training import data
+from jaxpipe.training.checks import is_count
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import StepInfo, make_step
 from jaxpipe.training.state import TrainState, make_state
@@ -98,8 +99,8 @@ class Engine:
           `loss`, `(loss, outputs)` or `outputs`.
         """
         count = self.config.num_micro_batches if num_micro_batches is None else num_micro_batches
-        if not isinstance(count, int) or count < 1:
-            raise DataError(f"num_micro_batches={count!r}: it is an integer of at least 1.")
+        if not is_count(count):
+            raise DataError(f"num_micro_batches={count!r} must be an integer, 1 or more.")
         batch = self._pull(data_iter, count)
         return self.pipe.evaluate(
             self.state.params, batch, return_logits, compute_loss, reduce_output, bcast_loss=bcast_loss

@@ -20,8 +20,9 @@ from jaxpipe.mesh import pipe_size, rank_mesh
 from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.storage import Storage, check_layers
 from jaxpipe.schedules import Schedule
+from jaxpipe.training.checks import check_remat, is_count
 
 P = PartitionSpec
 Params = Any
@@ -53,9 +54,9 @@ class Pipeline:
     ):
         self.module, self.mesh, self.num_micro_batches = module, mesh, num_micro_batches
         self.num_stages = pipe_size(mesh)
-        if not isinstance(num_micro_batches, int) or num_micro_batches < 1:
-            raise ConfigError(f"num_micro_batches={num_micro_batches!r}: it is an integer of at least 1.")
-        _check_remat(remat)
+        if not is_count(num_micro_batches):
+            raise ConfigError(f"num_micro_batches={num_micro_batches!r} must be an integer, 1 or more.")
+        check_remat(remat)
         self.remat = remat
         self.schedule = schedules.get(schedule, self.num_stages, num_micro_batches)
         self.program: Program = lower(self.schedule)
@@ -95,13 +96,15 @@ class Pipeline:
 
     def _plan(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Storage:
         """Cuts the module once; later calls must agree."""
-        if self._storage is None:
+        if self._storage is not None:
+            check_layers(self.module, params, self._storage.layer_params)
+        else:
 
             def known() -> list[LayerShapes]:
                 if shapes is not None:
                     return shapes
                 if self.module.partition_method == "cost":
-                    raise LayerError('partition_method="cost" needs the shapes of the data: call pipe.init first.')
+                    raise LayerError('partition_method="cost" needs the shapes of the data: call pipe.check first.')
                 return [LayerShapes(p, None, None) for p in params]
 
             boundaries = self.module.partition_from(self.num_stages, known)
@@ -121,7 +124,7 @@ class Pipeline:
         Raises:
           LayerError: the layers do not fit the module.
         """
-        if len(layers) != self.module.num_layers:
+        if len(layers) != self.module.num_layers:  # before `_plan` reads their shapes
             raise LayerError(
                 f"{len(layers)} per-layer params were given; the module has {self.module.num_layers} layers."
             )
@@ -157,8 +160,12 @@ class Pipeline:
         return inputs, labels
 
     def check(self, example: Batch) -> None:
-        """Runs layers and loss on the shapes of one micro-batch (inputs, labels); raises what would not fit."""
+        """Runs layers and loss on the shapes of one micro-batch (inputs, labels); raises what would not fit.
+
+        Fixes the partition.
+        """
         shapes = self.module.shapes(example[0])
+        self._plan([s.params for s in shapes], shapes)
         if self.module.loss_fn is None or example[1] is not None:
             jax.eval_shape(lambda y, t: loss_terms(self.module.loss_fn, y, t), shapes[-1].outputs, avals(example[1]))
 
@@ -285,13 +292,3 @@ def _forward_program(num_stages: int, num_micro_batches: int) -> Program:
 def avals_on(tree: Tree, shardings: Tree) -> Tree:
     """Abstract values that say where the leaves are."""
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=s), tree, shardings)
-
-
-def _check_remat(remat: Any) -> None:
-    if callable(remat) or remat in ("none", "layer", "stage"):
-        return
-    if isinstance(remat, int) and not isinstance(remat, bool) and remat >= 1:
-        return
-    raise ConfigError(
-        f'remat={remat!r}: it is "none", "layer", "stage", an interval of at least 1, or a jax.checkpoint policy.'
-    )

@@ -83,17 +83,17 @@ def evaluate(
                     x = codec.decode(loop.message(program, inbox, FORWARD, now), stage.inputs)
                 y = stage_fns.evaluate(stage, params, x)
                 if not stage.is_last:
-                    return state, {FORWARD: codec.encode(y)}
-                state = dict(state)
+                    return {}, {FORWARD: codec.encode(y)}
                 if loss:
                     total, weight, _ = loss_terms(storage.module.loss_fn, y, pick(labels, m))
-                    state["total"] = state["total"].at[m].set(total)
-                    state["weight"] = state["weight"].at[m].set(weight)
+                    total, weight = state["total"].at[m].set(total), state["weight"].at[m].set(weight)
+                    state = {**state, "total": total, "weight": weight}
                 if outputs:
-                    state["outputs"] = jax.tree.map(lambda kept, new: kept.at[m].set(new), state["outputs"], y)
+                    kept = jax.tree.map(lambda kept, new: kept.at[m].set(new), state["outputs"], y)
+                    state = {**state, "outputs": kept}
                 return state, {}
 
-            return run_forward
+            return run_forward, tuple(state) if stage.is_last else ()
 
         state: dict[str, Any] = {}
         if loss:

@@ -1,9 +1,15 @@
 """The one interpreter of programs. Every ppermute of jaxpipe is on this page.
 
-A tick: look up what this rank does, switch to that branch (idle computes nothing), then permute. The permutes sit outside
-of every branch, because all ranks of an axis must take part in one. Each goes one way only, along edges that carry data
-in that phase: several cycles in one permute are miscompiled on GPU, and an edge without data would make ranks wait for
-each other without need.
+A tick: look up what this rank does, run that branch (idle runs none), then permute. The permutes sit outside of every
+branch, because all ranks of an axis must take part in one. Each goes one way only, along edges that carry data in that
+phase: several cycles in one permute are miscompiled on GPU, and an edge without data would make ranks wait for each other
+without need.
+
+A branch is a `while_loop` of no or one iteration, not a case of a `switch`. XLA copies whatever passes through a
+conditional, in idle ticks too, and that would be all gradients and all saved values; the carry of a loop is updated in
+place. The loops of a tick read and write the same buffers, and only a data dependency tells XLA that one has read a buffer
+before the next one writes it (without it, it copies the buffer): so each loop's trip count waits for the count of the one
+before, its *turn*. With both, the compiled step holds no copy of a gradient or of saved values.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +25,7 @@ from jaxpipe.lowering.program import Cell, Program
 from jaxpipe.lowering.routes import BACKWARD, FORWARD
 from jaxpipe.mesh import PIPE
 
-State = Any
+State = dict[str, Any]
 Inbox = dict[str, Wire]
 
 
@@ -31,8 +37,8 @@ class Now(NamedTuple):
     read: jax.Array
 
 
-# branch(state, inbox, now) -> (state, {direction: wire})
-Branch = Callable[[State, Inbox, Now], tuple[State, Inbox]]
+# branch(state, inbox, now) -> (the entries of the state that it changes, {direction: wire}), and the names of those entries
+Branch = tuple[Callable[[State, Inbox, Now], tuple[State, Inbox]], Sequence[str]]
 
 
 class Wires(NamedTuple):
@@ -56,9 +62,9 @@ def run(
 
     Args:
       rank: this device's coordinate on the pipe axis.
-      branch_of: the function of (kind of op, stage program).
+      branch_of: the branch of (kind of op, stage program).
       program_ids: per stage, the stage program it runs.
-      state: what the branches read and change.
+      state: what the branches read and change, by name.
       wires: shapes of the messages.
       poison: fill buffers and messages that nothing was written to with NaN instead of zeros.
     """
@@ -79,11 +85,12 @@ def run(
 
         def body(iteration: jax.Array, carry: Any, phases: Any = phases, table: Any = table, shape: Any = shape) -> Any:
             state, inbox = carry
+            turn = jnp.int32(0)
             for phase in phases:
                 start = ((iteration * shape[1] + phase.number) * shape[2] + rank) * shape[3]
                 row = jax.lax.dynamic_slice_in_dim(table, start, shape[3])
                 now = Now(row[1], row[2], row[3])
-                state, outbox = phase.run(state, inbox, now, row[0], specs, directions, poison)
+                state, outbox, turn = phase.run(state, inbox, now, row[0], turn, specs, directions, poison)
                 arrive = {FORWARD: row[4], BACKWARD: row[5]}
                 inbox = dict(inbox)
                 for direction, wire in outbox.items():
@@ -105,7 +112,7 @@ class _Phase:
         self.number = number
         self.edges = {d: edges for d in (FORWARD, BACKWARD) if (edges := program.phase_edges(loop, number, d))}
         used = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
-        self.branches: list[Branch] = [branch_of(kind, program_id) for kind, program_id in used]
+        self.branches = [branch_of(kind, program_id) for kind, program_id in used]
         self.table = np.zeros((loop.num_iterations, program.num_ranks, self.COLUMNS), np.int32)
         for iteration, tick in enumerate(loop.phase_ticks(number)):
             for rank, cell in enumerate(program.cells[tick]):
@@ -114,22 +121,33 @@ class _Phase:
             self.table[iteration] = _row(Cell(), used, program_ids)
 
     def run(
-        self, state: State, inbox: Inbox, now: Now, branch: jax.Array, specs: Any, directions: Any, poison: bool
-    ) -> tuple[State, Inbox]:
+        self,
+        state: State,
+        inbox: Inbox,
+        now: Now,
+        branch: jax.Array,
+        turn: jax.Array,
+        specs: Any,
+        directions: Any,
+        poison: bool,
+    ) -> tuple[State, Inbox, jax.Array]:
         out = [d for d in directions if d in self.edges]
-        silence = {d: [blank(s.shape, s.dtype, poison) for s in specs[d]] for d in out}
+        outbox = {d: [blank(s.shape, s.dtype, poison) for s in specs[d]] for d in out}
+        for number, (function, changes) in enumerate(self.branches, start=1):
 
-        def idle(state: State, inbox: Inbox, now: Now) -> tuple[State, Inbox]:
-            return state, silence
+            def once(carry: Any, function: Any = function, state: State = state) -> Any:
+                ran, changed, outbox = carry
+                changed, sent = function({**state, **changed}, inbox, now)
+                return ran + 1, changed, {d: sent.get(d, outbox[d]) for d in out}
 
-        def shaped(function: Branch) -> Branch:
-            def run_branch(state: State, inbox: Inbox, now: Now) -> tuple[State, Inbox]:
-                state, sent = function(state, inbox, now)
-                return state, {d: sent.get(d, silence[d]) for d in out}
-
-            return run_branch
-
-        return jax.lax.switch(branch, [idle, *map(shaped, self.branches)], state, inbox, now)
+            # `turn` is 0 or 1, which XLA cannot know: the condition only ties this loop to the one before.
+            times = jnp.where(turn <= 1, (branch == number).astype(jnp.int32), 0)
+            changed = {name: state[name] for name in changes}
+            turn, changed, outbox = jax.lax.while_loop(
+                lambda carry, times=times: carry[0] < times, once, (jnp.int32(0), changed, outbox)
+            )
+            state = {**state, **changed}
+        return state, outbox, turn
 
 
 def _row(cell: Cell, used: list[tuple[str, int]], program_ids: Sequence[int]) -> list[int]:

@@ -79,23 +79,26 @@ def value_and_grad(
                 x = mb.inputs if arrived is None else forward.decode(arrived, stage.inputs)
                 y, buffers = stage_program.forward(params, x, mb, first_layer, state["buffers"])
                 sent = {} if stage.is_last else {FORWARD: forward.encode(y)}
-                return {**state, "buffers": buffers}, sent
+                return {"buffers": buffers}, sent
 
             def run_backward(state: Any, inbox: loop.Inbox, now: loop.Now) -> Any:
                 mb, buffers, grads = micro_batch(now), state["buffers"], state["grads"]
+                total, weight = state["total"], state["weight"]
                 if stage.is_last:
-                    total, weight, dy, grads = stage_program.loss_and_grad(params, mb, first_layer, buffers, grads)
-                    state = {**state, "total": state["total"] + total, "weight": state["weight"] + weight}
+                    t, w, dy, grads = stage_program.loss_and_grad(params, mb, first_layer, buffers, grads)
+                    total, weight = total + t, weight + w
                 else:
                     like = split_inexact(stage.outputs)[0]
                     dy = backward.decode(loop.message(program, inbox, BACKWARD, now), like)
                 dx, grads = stage_program.backward(params, dy, mb, first_layer, buffers, grads)
+                changed = {"grads": grads, "total": total, "weight": weight}
                 if poison:
-                    spent = {name: b.at[now.saved].set(_spoil(b[now.saved])) for name, b in buffers.items()}
-                    state = {**state, "buffers": spent}
-                return {**state, "grads": grads}, {} if stage.is_first else {BACKWARD: backward.encode(dx)}
+                    changed["buffers"] = {n: b.at[now.saved].set(_spoil(b[now.saved])) for n, b in buffers.items()}
+                return changed, {} if stage.is_first else {BACKWARD: backward.encode(dx)}
 
-            return run_forward if kind == "F" else run_backward
+            if kind == "F":
+                return run_forward, ("buffers",)
+            return run_backward, ("grads", "total", "weight", *(["buffers"] if poison else []))
 
         state = {
             "buffers": store.allocate(program.saved_slots, poison),

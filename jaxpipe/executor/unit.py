@@ -133,8 +133,8 @@ class Unit:
         def function(param_leaves: Leaves, x_leaves: Leaves) -> Tree:
             return self.apply(with_params(param_leaves), with_x(x_leaves), layer_keys)
 
-        policy: Any = self.policy
-        if callable(policy):
+        if not isinstance(self.policy, str | None):
+            policy: Any = self.policy
             # Forward and backward are different branches of the loop: nothing could be merged across them anyway.
             function = jax.checkpoint(function, policy=policy, prevent_cse=False)
         return jax.vjp(function, param_leaves, x_leaves)

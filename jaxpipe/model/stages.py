@@ -73,8 +73,7 @@ class Stage:
 
     def program_key(self) -> Any:
         """Equal for stages that run the same program."""
-        parts = tuple(replace(part) for part in self.parts)
-        return parts, self.is_first, self.is_last, signature(self.inputs), signature(self.outputs)
+        return self.parts, self.is_first, self.is_last, signature(self.inputs), signature(self.outputs)
 
 
 def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:

@@ -188,12 +188,7 @@ class Storage:
         return layers
 
     def from_layers(self, mesh: Mesh, layers: Sequence[Params]) -> Params:
-        """The params tree on the mesh from per-layer params.
-
-        Raises:
-          LayerError: the number of layers, or the structure, shape or dtype of one, is not what the model has.
-        """
-        check_layers(self.module, layers, self.layer_params)
+        """The params tree on the mesh from per-layer params (see `check_layers`)."""
 
         def build(layers: list[Params]) -> Params:
             def stacked(stack: Stack) -> Params:
@@ -217,8 +212,6 @@ class Storage:
 
 def check_layers(module: PipelineModule, layers: Sequence[Params], expected: Sequence[Params]) -> None:
     """Raises LayerError unless `layers` has, per layer, the structure, shapes and dtypes of `expected`."""
-    if len(layers) != len(expected):
-        raise LayerError(f"{len(layers)} per-layer params were given, but the model has {len(expected)} layers.")
     for index, (given, wanted) in enumerate(zip(layers, expected, strict=True)):
         if signature(given) != signature(wanted):
             raise LayerError(f"{module.label(index)}: expected params {describe(wanted)}, got {describe(given)}.")

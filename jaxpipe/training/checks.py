@@ -1,10 +1,14 @@
-"""The few judgements about values and keys that `config` and `deepspeed` share."""
+"""The few judgements about values and keys that settings share, wherever they are passed."""
 
 import difflib
 import math
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "is_count", "is_number"]
+from jaxpipe.errors import ConfigError
+
+__all__ = ["check_remat", "did_you_mean", "is_count", "is_number"]
+
+REMATS = ("none", "layer", "stage")
 
 
 def is_count(value: object) -> bool:
@@ -21,3 +25,13 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """A question naming the nearest known word, with a space before it; empty where none is near."""
     near = difflib.get_close_matches(str(word).lower(), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_remat(remat: object) -> None:
+    """Raises ConfigError unless `remat` is one of the rematerialisation modes."""
+    if callable(remat) or is_count(remat) or (isinstance(remat, str) and remat in REMATS):
+        return
+    raise ConfigError(
+        f"remat={remat!r} must be 'none', 'layer', 'stage', a positive number of layers, or a policy from "
+        "jax.checkpoint_policies. Use 'none' to keep every intermediate value."
+    )

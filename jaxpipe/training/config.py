@@ -14,11 +14,9 @@ from jaxpipe.errors import ConfigError
 from jaxpipe.schedules.registry import TRAINING
 from jaxpipe.schedules.table import Schedule, is_path
 from jaxpipe.training import deepspeed
-from jaxpipe.training.checks import did_you_mean, is_count, is_number
+from jaxpipe.training.checks import check_remat, did_you_mean, is_count, is_number
 
 __all__ = ["Config"]
-
-REMATS = ("none", "layer", "stage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +50,7 @@ class Config:
         if not is_count(self.num_micro_batches):
             raise ConfigError(f"num_micro_batches={self.num_micro_batches!r} must be an integer, 1 or more.")
         self._check_schedule()
-        if not (self.remat in REMATS or is_count(self.remat) or callable(self.remat)):
-            raise ConfigError(
-                f"remat={self.remat!r} must be 'none', 'layer', 'stage', a positive number of layers, or a policy from "
-                "jax.checkpoint_policies. Use 'none' to keep every intermediate value."
-            )
+        check_remat(self.remat)
         clip = self.gradient_clipping
         if clip is not None and not (is_number(clip) and clip > 0):
             raise ConfigError(

@@ -1,0 +1,25 @@
+"""The loss curves of a run as a picture."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def draw_curves(path: Path, losses: list[float], evaluations: list[tuple[int, float]], bigram: float) -> None:
+    """Training and validation loss over the steps, and the bigram model as a line to get below."""
+    # No pyplot: it would pick a window system.
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    steps = np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, color="#8ecae6", linewidth=1.2, label="training, one batch each")
+    axes.plot(*zip(*evaluations, strict=True), color="#d1495b", marker="o", markersize=4, label="validation")
+    axes.axhline(bigram, color="#444444", linestyle="--", linewidth=1, label=f"bigram model, validation ({bigram:.2f})")
+    step, final = evaluations[-1]
+    axes.annotate(f"{final:.2f}", (step, final), xytext=(4, -12), textcoords="offset points", color="#d1495b")
+    axes.set(xlabel="step", ylabel="loss, nats per byte", title="Next-byte loss on Python's standard library")
+    axes.set_xlim(0, len(losses) * 1.04)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

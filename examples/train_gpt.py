@@ -1,0 +1,202 @@
+"""Trains a small GPT on Python's standard library, in a pipeline of simulated devices or real ones, within minutes.
+
+Run it with `make demo`, or `python examples/train_gpt.py --help` for other sizes and schedules.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+# XLA reads this once, so before JAX is imported. Where few cores simulate many devices, one may wait long for the
+# others, and by default XLA takes a long wait for a deadlock.
+os.environ["XLA_FLAGS"] = "--xla_cpu_collective_call_terminate_timeout_seconds=600 " + os.environ.get("XLA_FLAGS", "")
+
+import gpt
+import jax
+import numpy as np
+import optax
+import pictures
+import text
+
+import jaxpipe
+from jaxpipe.training.progress import Progress
+
+PROMPTS = ("    def __init__(self, ", "import sys\nimport ")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--stages", type=int, default=4, help="pipeline stages, each on its own devices")
+    add("--data", type=int, default=2, help="data ranks: devices per stage, which share the rows of a micro-batch")
+    add("--micro-batches", type=int, default=8, help="micro-batches per step")
+    add("--micro-batch-size", type=int, default=2, help="rows per micro-batch, over all data ranks")
+    add("--schedule", choices=["1f1b", "eager_1f1b", "gpipe"], default="1f1b")
+    add(
+        "--remat",
+        default="layer",
+        help='what the backward pass recomputes: "layer", "stage", "none", or every k layers',
+    )
+    add("--steps", type=int, default=220)
+    add("--seq", type=int, default=128, help="bytes of a row")
+    add("--d-model", type=int, default=128)
+    add("--num-blocks", type=int, default=8)
+    add("--heads", type=int, default=4)
+    add("--dropout", type=float, default=0.05)
+    add("--learning-rate", type=float, default=1e-3, help="at its peak, after the warm-up")
+    add("--eval-every", type=int, default=20, help="steps between evaluations")
+    add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
+    add("--seed", type=int, default=0)
+    add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
+    return parser.parse_args()
+
+
+def find_devices(count: int) -> list[jax.Device]:
+    """The first `count` accelerators if there are as many; otherwise as many simulated devices on the CPU."""
+    jax.config.update("jax_num_cpu_devices", count)  # not possible any more once JAX has looked for devices
+    devices = jax.devices()
+    if len(devices) < count:
+        devices = jax.devices("cpu")
+        jax.config.update("jax_default_device", devices[0])
+    return devices[:count]
+
+
+def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
+    """AdamW with a warm-up and a cosine decay; only matrices decay."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, max(1, steps // 20), max(2, steps), peak / 50)
+
+    def matrices(params):
+        return jax.tree.map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
+
+    return optax.adamw(rate, b2=0.99, weight_decay=0.1, mask=matrices)
+
+
+def describe(args: argparse.Namespace, engine: jaxpipe.Engine, module: jaxpipe.PipelineModule, data: text.Text) -> None:
+    """Says what is about to be trained, on what, and cut how."""
+    devices = engine.pipe.mesh.devices
+    kind = devices.flat[0].platform
+    simulated = f" (simulated: {os.cpu_count()} cores do the work of all)" if kind == "cpu" else ""
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(layer)) for layer in engine.to_layers()]
+    print(f"devices     {devices.size} x {kind}{simulated}: {args.stages} stages x {args.data} data ranks")
+    print(
+        f"model       {sum(sizes) / 1e6:.2f} M parameters: {args.num_blocks} blocks of width {args.d_model}, "
+        f"{args.heads} heads, dropout {args.dropout:g}"
+    )
+    for stage, (first, end) in enumerate(zip(engine.partition, engine.partition[1:], strict=False)):
+        names = [layer_name(module, index) for index in range(first, end)]
+        runs = [f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+        print(f"  stage {stage}   {', '.join(runs)}: {sum(sizes[first:end]) / 1e6:.2f} M")
+    rows = f"{args.micro_batches} micro-batches x {args.micro_batch_size} rows x {args.seq} bytes"
+    print(f"step        {rows}, schedule {args.schedule}")
+    print(
+        f"data        {len(data.train) / 1e6:.1f} MB in {data.train_files} files of Python's standard library; "
+        f"{len(data.validation) / 1e6:.1f} MB in {data.validation_files} other files for validation"
+    )
+
+
+def layer_name(module: jaxpipe.PipelineModule, index: int) -> str:
+    return "head (tied to Embedding)" if module.owners[index] != index else module.layers[index].name
+
+
+def train(
+    args: argparse.Namespace, engine: jaxpipe.Engine, data: text.Text, validation: list[text.Batch]
+) -> tuple[list[float], list[tuple[int, float]]]:
+    """The loss of every step, and pairs (step, validation loss)."""
+    batches = text.random_windows(data.train, rows=args.micro_batch_size, length=args.seq, seed=args.seed)
+    losses: list[jax.Array] = []  # they stay on the device: reading one would make the host wait for its step
+    evaluations: list[tuple[int, float]] = []
+
+    def evaluate(step: int) -> None:
+        # An evaluation may use other micro-batches than training does: here more and larger ones.
+        loss = engine.eval_batch(iter(validation), num_micro_batches=len(validation))
+        evaluations.append((step, float(loss)))
+
+    evaluate(0)
+    print(
+        f"\nBefore training the validation loss is {evaluations[0][1]:.3f} nats per byte; compiling the training step."
+    )
+    with Progress(args.steps, args.micro_batches * args.micro_batch_size * args.seq) as bar:
+        for step in range(1, args.steps + 1):
+            losses.append(engine.train_batch(batches))
+            bar.update(losses[-1])
+            if step % args.eval_every == 0 or step == args.steps:
+                evaluate(step)
+                bar.note(f"step {step:4d}: validation loss {evaluations[-1][1]:.3f}")
+    return [float(loss) for loss in losses], evaluations
+
+
+def sample(engine: jaxpipe.Engine, *, data_ranks: int, length: int, count: int) -> list[str]:
+    """Continues each prompt greedily by `count` bytes, one data rank per prompt.
+
+    The window always has `length` bytes, those to the right not yet written (no byte sees them), so that one compiled
+    program serves every call.
+    """
+    prompts = [PROMPTS[rank % len(PROMPTS)].encode() for rank in range(max(data_ranks, 1))]
+    texts = [bytearray(prompt) for prompt in prompts]
+    for _ in range(count):
+        window = np.zeros((len(texts), length), np.int32)
+        ends = []
+        for row, written in enumerate(texts):
+            seen = written[-length:]
+            window[row, : len(seen)] = seen
+            ends.append(len(seen) - 1)
+        logits = engine.eval_batch(iter([(window, None)]), compute_loss=False, num_micro_batches=1)
+        logits = np.asarray(logits)[0]  # [rows, length, 256]
+        for row, written in enumerate(texts):
+            written.append(int(logits[row, ends[row]].argmax()))
+    return [bytes(written).decode(errors="replace") for written in texts[: len(PROMPTS)]]
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.output.mkdir(parents=True, exist_ok=True)
+    mesh = jaxpipe.make_mesh(args.stages, args.data, devices=find_devices(args.stages * args.data))
+    data = text.read_standard_library()
+    validation = text.even_windows(data.validation, micro_batches=16, rows=8 * args.data, length=args.seq)
+    module = gpt.make_gpt(
+        length=args.seq, width=args.d_model, num_blocks=args.num_blocks, heads=args.heads, dropout=args.dropout
+    )
+    row = jax.ShapeDtypeStruct((args.micro_batch_size, args.seq), np.int32)
+    engine = jaxpipe.initialize(
+        module,
+        make_optimizer(args.learning_rate, args.steps),
+        mesh=mesh,
+        example=(row, row),
+        config=jaxpipe.Config(
+            num_micro_batches=args.micro_batches,
+            schedule=args.schedule,
+            remat=int(args.remat) if args.remat.isdigit() else args.remat,
+            gradient_clipping=1.0,
+        ),
+        key=jax.random.key(args.seed),
+    )
+    describe(args, engine, module, data)
+    losses, evaluations = train(args, engine, data, validation)
+
+    for number, written in enumerate(sample(engine, data_ranks=args.data, length=args.seq, count=args.sample_bytes)):
+        print(f"\n--- sample {number + 1}: the most likely byte each time, after {PROMPTS[number]!r}")
+        print(written)
+
+    bigram = text.bigram_loss(data.train, validation)
+    last = losses[-max(1, len(losses) // 10) :]
+    print("\nloss                      nats/byte  bits/byte")
+    report("training", sum(last) / len(last), f"mean of the last {len(last)} steps, with dropout")
+    report(
+        "validation",
+        evaluations[-1][1],
+        f"{sum(labels.size for _, labels in validation):,} bytes of files never trained on",
+    )
+    report("bigram model, validation", bigram, "the same bytes, each predicted from the one before it")
+
+    pictures.draw_curves(args.output / "loss.png", losses, evaluations, bigram)
+    timeline = args.output / "schedule.png"
+    jaxpipe.schedules.draw(engine.pipe.schedule, timeline, name=args.schedule)
+    print(f"\nPictures: {args.output / 'loss.png'}, {timeline}")
+
+
+def report(name: str, nats: float, remark: str) -> None:
+    print(f"{name:<25} {nats:9.3f} {nats / np.log(2):10.3f}   {remark}")
+
+
+if __name__ == "__main__":
+    main()

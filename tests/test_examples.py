@@ -1,0 +1,53 @@
+"""The example that `make demo` runs, as a user runs it, but tiny."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = "--stages 2 --data 1 --num-blocks 2 --d-model 32 --heads 2 --seq 32 --steps 4 --eval-every 2 --sample-bytes 3"
+
+
+def test_train_gpt(tmp_path):
+    pytest.importorskip("matplotlib")
+    output = tmp_path / "new" / "folder"
+    # As after an installation: the package is found wherever the script is started.
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            EXAMPLES / "train_gpt.py",
+            *TINY.split(),
+            "--micro-batches",
+            "2",
+            "--output",
+            output,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    for picture in ("loss.png", "schedule.png"):
+        assert (output / picture).read_bytes().startswith(b"\x89PNG")
+        assert str(output / picture) in done.stdout
+
+    losses = {
+        name: float(value)
+        for name, value in re.findall(r"^(training|validation|bigram).*? (\d\.\d{3}) ", done.stdout, re.M)
+    }
+    assert losses["training"] < 5.6 and losses["validation"] < 5.6, "no worse than knowing nothing: ln 256 = 5.55"
+    assert 1 < losses["bigram"] < 4
+    assert re.findall(r"^step +(\d): validation", done.stdout, re.M) == ["2", "4"]
+    assert "step 4/4" in done.stdout and "\r" not in done.stdout, "plain lines, because this is no terminal"
+    assert "Block" in done.stdout and "head (tied to Embedding)" in done.stdout
+    assert len(re.findall(r"^--- sample", done.stdout, re.M)) == 1
