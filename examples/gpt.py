@@ -14,20 +14,32 @@ VOCABULARY = 256
 
 
 class Embedding(nnx.Module):
-    """Bytes to vectors, and vectors back to bytes: both ends of the model use one object, so both tables have one owner."""
+    """Bytes to vectors, and vectors back to bytes: both ends of the model use one object, so the table exists once.
 
-    def __init__(self, length: int, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
-        self.byte = nnx.Param(init(rngs.params(), (VOCABULARY, width)))
-        self.position = nnx.Param(init(rngs.params(), (length, width)))
+    The table is small (0.02) and scaled where it is used. Adam moves all weights at about the same speed, so the scales
+    make the table move fast in proportion to its values, which is what training needs first.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.table = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (VOCABULARY, width)))
+        self.scale = width**0.5
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L] bytes -> [B, L, D]."""
-        return self.byte[...][x] + self.position[: x.shape[1]]
+        return self.scale * self.table[...][x]
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, V] logits of the next byte."""
-        return x @ self.byte[...].T
+        return 4.0 * x @ self.table[...].T
+
+
+def rotate(x: jax.Array) -> jax.Array:
+    """Rotary position embedding of [B, L, heads, D / heads]: https://arxiv.org/abs/2104.09864."""
+    half = x.shape[-1] // 2
+    angle = jnp.arange(x.shape[1])[:, None] / 1000 ** (jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+    left, right = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
 
 
 class Block(nnx.Module):
@@ -48,8 +60,8 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, D] -> [B, L, D]."""
         query, key, value = jnp.split(self.qkv(self.norm_1(x)), 3, axis=-1)
-        by_head = (*x.shape[:2], self.heads, -1)
-        mixed = jax.nn.dot_product_attention(*(a.reshape(by_head) for a in (query, key, value)), is_causal=True)
+        query, key, value = (a.reshape(*x.shape[:2], self.heads, -1) for a in (query, key, value))
+        mixed = jax.nn.dot_product_attention(rotate(query), rotate(key), value, is_causal=True)
         x = x + self.dropout(self.attention_out(mixed.reshape(x.shape)))
         return x + self.dropout(self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm_2(x)))))
 
@@ -59,12 +71,12 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def make_gpt(*, length: int, width: int, num_blocks: int, heads: int, dropout: float) -> jaxpipe.PipelineModule:
+def make_gpt(*, width: int, num_blocks: int, heads: int, dropout: float) -> jaxpipe.PipelineModule:
     """The model. Nothing is built here: a spec is built on the rank that holds its stage."""
     layers = [
-        jaxpipe.TiedLayerSpec("embedding", Embedding, length, width),
+        jaxpipe.TiedLayerSpec("embedding", Embedding, width),
         *(jaxpipe.LayerSpec(Block, width, heads, num_blocks, dropout) for _ in range(num_blocks)),
         jaxpipe.LayerSpec(nnx.LayerNorm, width),
-        jaxpipe.TiedLayerSpec("embedding", Embedding, length, width, forward_fn=Embedding.attend),
+        jaxpipe.TiedLayerSpec("embedding", Embedding, width, forward_fn=Embedding.attend),
     ]
     return jaxpipe.PipelineModule(layers, loss_fn=cross_entropy)

@@ -37,14 +37,14 @@ def parse_arguments() -> argparse.Namespace:
         default="layer",
         help='what the backward pass recomputes: "layer", "stage", "none", or every k layers',
     )
-    add("--steps", type=int, default=220)
+    add("--steps", type=int, default=350)
     add("--seq", type=int, default=128, help="bytes of a row")
-    add("--d-model", type=int, default=128)
-    add("--num-blocks", type=int, default=8)
+    add("--d-model", type=int, default=144)
+    add("--num-blocks", type=int, default=4)
     add("--heads", type=int, default=4)
     add("--dropout", type=float, default=0.05)
-    add("--learning-rate", type=float, default=1e-3, help="at its peak, after the warm-up")
-    add("--eval-every", type=int, default=20, help="steps between evaluations")
+    add("--learning-rate", type=float, default=3e-3, help="at its peak, after the warm-up")
+    add("--eval-every", type=int, default=35, help="steps between evaluations")
     add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
@@ -152,10 +152,8 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     mesh = jaxpipe.make_mesh(args.stages, args.data, devices=find_devices(args.stages * args.data))
     data = text.read_standard_library()
-    validation = text.even_windows(data.validation, micro_batches=16, rows=8 * args.data, length=args.seq)
-    module = gpt.make_gpt(
-        length=args.seq, width=args.d_model, num_blocks=args.num_blocks, heads=args.heads, dropout=args.dropout
-    )
+    validation = text.even_windows(data.validation, micro_batches=16, rows=4 * args.data, length=args.seq)
+    module = gpt.make_gpt(width=args.d_model, num_blocks=args.num_blocks, heads=args.heads, dropout=args.dropout)
     row = jax.ShapeDtypeStruct((args.micro_batch_size, args.seq), np.int32)
     engine = jaxpipe.initialize(
         module,

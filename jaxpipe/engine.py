@@ -124,8 +124,19 @@ class Engine:
     def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
         return data.stack(data.pull(data_iter, count), self.pipe.mesh)
 
+    def _may_look(self) -> bool:
+        """Whether to look at the oldest unchecked step: when it has finished, so that the host never waits.
+
+        Several processes must look at the same steps, or one would raise and leave the others waiting for it. They look
+        at every step two calls later instead.
+        """
+        if jax.process_count() > 1:
+            return len(self._unchecked) > 2
+        finite: Any = self._unchecked[0][1].finite
+        return finite.is_ready()
+
     def _raise_if_not_finite(self) -> None:
-        while self._unchecked and _is_ready(self._unchecked[0][1].finite):
+        while self._unchecked and self._may_look():
             call, info = self._unchecked.popleft()
             if not bool(info.finite):
                 loss, norm = float(info.loss), float(info.grad_norm)
@@ -135,10 +146,6 @@ class Engine:
                     "from before it. Look at the data of that step, lower the learning rate, or clip gradients; call "
                     "train_batch again to go on with the next batch."
                 )
-
-
-def _is_ready(array: Any) -> bool:
-    return array.is_ready()
 
 
 def initialize(
@@ -155,7 +162,10 @@ def initialize(
 
     Args:
       module: the layers and their loss.
-      optimizer: any optax gradient transformation.
+      optimizer: any optax gradient transformation. It sees the params tree of `Pipeline.init`, in which layers of one
+        kind are stacked: rules that look at single values (adam, sgd, weight decay, the global norm) act as they would
+        layer by layer; rules that look at the rank or the norm of each array (masks by ndim, lamb, adafactor) act on
+        stacks.
       mesh: see `make_mesh`.
       example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
       config: a `Config`, or a dict of its fields.

@@ -56,6 +56,11 @@ def pipe_size(mesh: Mesh) -> int:
             f'The mesh has the axes {tuple(mesh.shape)}, but stages live on an axis named "pipe". '
             "Make it with jaxpipe.make_mesh(pipe=..., data=...)."
         )
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise MeshError(
+            f"The mesh axes {mesh.axis_names} have the types {mesh.axis_types}, but layers are written without "
+            "shardings in their types. Make the mesh with jaxpipe.make_mesh, or pass axis_types=(AxisType.Auto, ...)."
+        )
     return mesh.shape[PIPE]
 
 
@@ -77,7 +82,9 @@ def rank_mesh(mesh: Mesh, rank: int) -> Mesh:
     """The devices of one pipeline rank, as a mesh with the remaining axes (or `("data",)` if none remain)."""
     axis = mesh.axis_names.index(PIPE)
     names = tuple(name for name in mesh.axis_names if name != PIPE)
-    devices = np.take(mesh.devices, rank, axis=axis)
+    devices = np.take(mesh.devices, [rank], axis=axis)
     if not names:
-        names, devices = (DATA,), devices.reshape(1)
+        names = (DATA,)
+    else:
+        devices = devices.squeeze(axis)
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))

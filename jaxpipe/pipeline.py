@@ -10,14 +10,13 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe import schedules
-from jaxpipe.errors import ConfigError, DataError, LayerError, LossError
+from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.executor import evaluate as _evaluate
 from jaxpipe.executor import train as _train
 from jaxpipe.executor.batch import check_batch
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size, rank_mesh
-from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage, check_layers
@@ -167,7 +166,7 @@ class Pipeline:
         shapes = self.module.shapes(example[0])
         self._plan([s.params for s in shapes], shapes)
         if self.module.loss_fn is None or example[1] is not None:
-            jax.eval_shape(lambda y, t: loss_terms(self.module.loss_fn, y, t), shapes[-1].outputs, avals(example[1]))
+            self.module.loss_shapes(shapes[-1].outputs, avals(example[1]))
 
     def traceable_value_and_grad(
         self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None
@@ -245,12 +244,6 @@ class Pipeline:
                 f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).'
             )
         inputs, labels, _ = check_batch(batch, num_micro_batches, self.mesh, needs_labels=compute_loss)
-        if compute_loss and labels is None and self.module.loss_fn is not None:
-            raise DataError("The labels are None, but the loss needs them. Pass labels, or compute_loss=False.")
-        if compute_loss and self.module.loss_fn is None and labels is not None:
-            raise LossError(
-                "Labels were given, but the module has no loss_fn to use them. Pass PipelineModule(loss_fn=...)."
-            )
         static = {
             "outputs": return_logits or not compute_loss,
             "loss": compute_loss,
@@ -271,15 +264,12 @@ class Pipeline:
         def one(leaf: jax.Array) -> jax.Array:
             if isinstance(leaf, Tracer):
                 return leaf[-length:]
-            sharding = leaf.sharding
-            assert isinstance(sharding, NamedSharding)
-            rows = sharding.spec[1] if len(sharding.spec) > 1 else None
+            assert isinstance(leaf.sharding, NamedSharding)
+            sharding = NamedSharding(mesh, P(None, *leaf.sharding.spec[1:]))
             mine = set(mesh.devices.flat)
             parts = [shard.data for shard in leaf.addressable_shards if shard.device in mine]
             shape = (length, *leaf.shape[1:])
-            return jax.make_array_from_single_device_arrays(
-                shape, NamedSharding(mesh, P(None, rows)) if rows else NamedSharding(mesh, P()), parts
-            )
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts, dtype=leaf.dtype)
 
         return jax.tree.map(one, tree)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.errors import DataError
@@ -76,4 +77,5 @@ def batch_specs(tree: Tree, mesh: Mesh) -> Tree:
 
 def pick(tree: Tree, micro_batch: jax.Array) -> Tree:
     """One micro-batch of leaves [M, ...]."""
-    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, micro_batch, keepdims=False), tree)
+    at = micro_batch.astype(jnp.uint32)  # unsigned: no code for negative indices, which would have M in it
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, at, keepdims=False), tree)

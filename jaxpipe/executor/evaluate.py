@@ -50,23 +50,20 @@ def evaluate(
       The loss, a scalar or [M]; without `broadcast`, one such value per rank along dim 0, of which only the last counts.
       The outputs with leaves [S * M, B, ...], of which only the last M (those of the last rank) count.
     """
-    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params)
+    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, train=False, key=None)
     stages = make_stages(storage, shapes)
     made = shapes[-1].outputs
     num_micro_batches = jax.tree.leaves(inputs)[0].shape[0]
-    terms: Any = None
-    if loss:
-        terms = jax.eval_shape(
-            lambda y, t: loss_terms(storage.module.loss_fn, y, t), made, micro_batch_avals(labels, mesh)
-        )
-    if outputs and not all(leaf.shape for leaf in jax.tree.leaves(made)):
+    terms: Any = storage.module.loss_shapes(made, micro_batch_avals(labels, mesh)) if loss else None
+    rows = jax.tree.leaves(micro_batch_avals(inputs, mesh))[0].shape[0]
+    if outputs and not all(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(made)):
         raise LossError(
-            f"return_logits needs outputs with rows, but the last layer returns {describe(made)}. If that is the loss, "
-            "call without return_logits."
+            f"Outputs can be returned if their first dim is the rows of the micro-batch ({rows} on each data rank), but "
+            f"the last layer returns {describe(made)}. Call without return_logits and with compute_loss."
         )
     codec = Codec([s.inputs for s in stages[1:]])
-    keys = {}
-    program_ids = [keys.setdefault(stage.program_key(), len(keys)) for stage in stages]
+    known: dict[Any, int] = {}
+    program_ids = [known.setdefault(stage.program_key(), len(known)) for stage in stages]
 
     def one_device(params: Params, rank: jax.Array, inputs: Tree, labels: Tree) -> Any:
         params = reduce.assemble(storage, params)
@@ -110,12 +107,12 @@ def evaluate(
             value = value if broadcast else value[None]
         return value, state.get("outputs")
 
-    rows = P(PIPE, DATA) if DATA in mesh.axis_names else P(PIPE)
+    per_rank = P(PIPE, DATA) if DATA in mesh.axis_names else P(PIPE)
     return jax.shard_map(
         one_device,
         mesh=mesh,
         in_specs=(storage.specs, P(PIPE), batch_specs(inputs, mesh), batch_specs(labels, mesh)),
-        out_specs=(P() if broadcast else P(PIPE), rows),
+        out_specs=(P() if broadcast else P(PIPE), per_rank),
         axis_names=manual_axes(mesh),
         check_vma=False,  # as in training: users' layers need not annotate what varies
     )(params, jnp.arange(mesh.shape[PIPE], dtype=jnp.int32), inputs, labels)
@@ -125,5 +122,5 @@ def _reduce(total: jax.Array, weight: jax.Array, reduce_output: str | None) -> j
     """Sums and weights per micro-batch -> the loss. A plain scalar loss has weight 1 on each data rank."""
     if reduce_output == "avg":
         return total.sum() / weight.sum()
-    each = total / weight
+    each = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)  # nothing counted: no loss
     return each.sum() if reduce_output == "sum" else each

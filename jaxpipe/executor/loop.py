@@ -9,7 +9,9 @@ A branch is a `while_loop` of no or one iteration, not a case of a `switch`. XLA
 conditional, in idle ticks too, and that would be all gradients and all saved values; the carry of a loop is updated in
 place. The loops of a tick read and write the same buffers, and only a data dependency tells XLA that one has read a buffer
 before the next one writes it (without it, it copies the buffer): so each loop's trip count waits for the count of the one
-before, its *turn*. With both, the compiled step holds no copy of a gradient or of saved values.
+before, its *turn*. With both, the compiled step holds no copy of a gradient or of saved values. Lastly, what a branch reads
+passes a barrier together with its count: XLA would otherwise see that the work is the same in every iteration, and hoist it
+out of the loop, into every tick of every rank.
 """
 
 from collections.abc import Callable, Sequence
@@ -137,7 +139,8 @@ class _Phase:
 
             def once(carry: Any, function: Any = function, state: State = state) -> Any:
                 ran, changed, outbox = carry
-                changed, sent = function({**state, **changed}, inbox, now)
+                ran, arrived, here = jax.lax.optimization_barrier((ran, inbox, now))
+                changed, sent = function({**state, **changed}, arrived, here)
                 return ran + 1, changed, {d: sent.get(d, outbox[d]) for d in out}
 
             # `turn` is 0 or 1, which XLA cannot know: the condition only ties this loop to the one before.

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxpipe.executor.unit import split_inexact
 from jaxpipe.mesh import DATA, PIPE, pipe_size
+from jaxpipe.model.shapes import is_inexact
 from jaxpipe.model.storage import Storage
 
 Params = Any
@@ -47,6 +48,8 @@ def disassemble(storage: Storage, mesh: Mesh, grads: Params, weight: jax.Array) 
     def scatter(leaf: jax.Array, dim: int) -> jax.Array:
         if pipe_size(mesh) == 1:
             return leaf
+        if not is_inexact(leaf):  # no gradient: zeros, like the accumulator they come from
+            return jax.lax.slice_in_dim(leaf, 0, leaf.shape[dim] // pipe_size(mesh), axis=dim) if dim >= 0 else leaf
         if dim < 0:
             return jax.lax.psum(leaf, PIPE)
         return jax.lax.psum_scatter(leaf, PIPE, scatter_dimension=dim, tiled=True)
@@ -56,5 +59,5 @@ def disassemble(storage: Storage, mesh: Mesh, grads: Params, weight: jax.Array) 
         "shared": {n: jax.tree.map(scatter, grads["shared"][n], s.split) for n, s in storage.shared.items()},
     }
     leaves, rebuild = split_inexact(stored)
-    scale = 1 / weight
-    return rebuild([leaf * scale.astype(leaf.dtype) for leaf in total(leaves, mesh, DATA)])
+    mean = rebuild([leaf / weight.astype(leaf.dtype) for leaf in total(leaves, mesh, DATA)])
+    return jax.tree.map(lambda g, a: g.astype(a.dtype), mean, storage.shapes())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxpipe.model import keys
 from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.module import PipelineModule
+from jaxpipe.model.shapes import sum_dtype
 
 Tree = Any
 
@@ -67,10 +68,15 @@ def value_and_grad(
             part_key = None if key is None else keys.micro_batch_key(key, m, rank)
             (t, w), g = step(layers, jax.tree.map(part, inputs), jax.tree.map(part, labels), part_key)
             total, weight = total + t, weight + w
+            g = jax.tree.map(_wide, g)
             grads = g if grads is None else jax.tree.map(_plus, grads, g)
     grads = jax.tree.map(lambda g, p: _over(g, weight, p), grads, layers)
     # Back to where the params lie, so that they can be compared with the pipeline's without moving anything.
     return total / weight, jax.tree.map(lambda g, home: g if home is None else jax.device_put(g, home), grads, homes)
+
+
+def _wide(grad: jax.Array) -> jax.Array:
+    return grad if grad.dtype == jax.dtypes.float0 else grad.astype(sum_dtype(grad.dtype))
 
 
 def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -78,4 +84,4 @@ def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _over(grad: jax.Array, weight: jax.Array, param: jax.Array) -> jax.Array:
-    return jnp.zeros_like(param) if grad.dtype == jax.dtypes.float0 else grad / weight
+    return jnp.zeros_like(param) if grad.dtype == jax.dtypes.float0 else (grad / weight).astype(param.dtype)

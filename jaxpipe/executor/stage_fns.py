@@ -238,10 +238,10 @@ def add(grads: Params, parts: Sequence[Part], repeat: Any, held: Tree, dparams: 
             continue
         old, rebuild = split_inexact(grads[group][name])
         if group == "shared":
-            new = [g + d for g, d in zip(old, mine, strict=True)]
+            new = [g + d.astype(g.dtype) for g, d in zip(old, mine, strict=True)]
         else:
             at = part.slot + repeat * part.count
             index = at if part.count == 1 else at + jnp.arange(part.count, dtype=jnp.int32)
-            new = [g.at[index].add(d) for g, d in zip(old, mine, strict=True)]
+            new = [g.at[index].add(d.astype(g.dtype)) for g, d in zip(old, mine, strict=True)]
         grads[group][name] = rebuild(new)
     return grads

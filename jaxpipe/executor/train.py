@@ -17,8 +17,7 @@ from jaxpipe.lowering.program import Program
 from jaxpipe.lowering.routes import BACKWARD, FORWARD
 from jaxpipe.mesh import DATA, PIPE, manual_axes
 from jaxpipe.model import keys
-from jaxpipe.model.loss import loss_terms
-from jaxpipe.model.shapes import aval
+from jaxpipe.model.shapes import aval, sum_dtype
 from jaxpipe.model.stages import Stage, make_stages
 from jaxpipe.model.storage import Storage
 
@@ -45,12 +44,10 @@ def value_and_grad(
       inputs, labels: leaves [M, B, ...], B the rows of one micro-batch on all data ranks.
       key: of the step, for dropout; None switches dropout off.
     """
-    example = micro_batch_avals(inputs, mesh)
-    shapes = storage.module.shapes(example, storage.layer_params)
+    key_aval = None if key is None else aval(key)
+    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval)
     stages = make_stages(storage, shapes)
-    total_aval, weight_aval, _ = jax.eval_shape(
-        lambda y, t: loss_terms(storage.module.loss_fn, y, t), shapes[-1].outputs, micro_batch_avals(labels, mesh)
-    )
+    total_aval, weight_aval = storage.module.loss_shapes(shapes[-1].outputs, micro_batch_avals(labels, mesh))
     forward, backward = Codec([s.inputs for s in stages[1:]]), Codec([split_inexact(s.inputs)[0] for s in stages[1:]])
     starts = jnp.asarray(storage.boundaries[:-1], jnp.int32)
 
@@ -59,7 +56,6 @@ def value_and_grad(
         params = reduce.assemble(storage, params)
         first_layer = starts[rank]
         store = Store()
-        key_aval = None if key is None else aval(key)
         programs, program_ids = _distinct(
             stages, lambda stage: StageProgram(stage, params, store, remat, storage.module.loss_fn, key_aval)
         )
@@ -102,7 +98,7 @@ def value_and_grad(
 
         state = {
             "buffers": store.allocate(program.saved_slots, poison),
-            "grads": jax.tree.map(jnp.zeros_like, params),
+            "grads": jax.tree.map(_accumulator, params),
             "total": jnp.zeros((), total_aval.dtype),
             "weight": jnp.zeros((), weight_aval.dtype),
         }
@@ -138,6 +134,10 @@ def _distinct(stages: list[Stage], make: Callable[[Stage], StageProgram]) -> tup
             programs[program_key] = (len(programs), make(stage))
         ids.append(programs[program_key][0])
     return [program for _, program in programs.values()], ids
+
+
+def _accumulator(param: jax.Array) -> jax.Array:
+    return jnp.zeros(param.shape, sum_dtype(param.dtype))
 
 
 def _spoil(leaf: jax.Array) -> jax.Array:

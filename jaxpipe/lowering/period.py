@@ -45,13 +45,13 @@ def fold(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, E
 
 def _cuts(kinds: Sequence[frozenset[str]]) -> list[int]:
     """Ticks before which and after which no kind of op is the same: cutting there duplicates no code."""
-    cuts: list[int] = []
-    nothing: frozenset[str] = frozenset()
-    for tick in range(1, len(kinds)):
-        before, after = nothing.union(*kinds[:tick]), nothing.union(*kinds[tick:])
-        if before and after and not before & after:
-            cuts.append(tick)
-    return cuts[:1]
+    first = {kind: tick for tick, row in reversed(list(enumerate(kinds))) for kind in row}
+    last = {kind: tick for tick, row in enumerate(kinds) for kind in row}
+    for cut in sorted(set(first.values())):
+        before = [kind for kind in first if first[kind] < cut]
+        if before and all(last[kind] < cut for kind in before):
+            return [cut]
+    return []
 
 
 def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, Edge]]]) -> int:

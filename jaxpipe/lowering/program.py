@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from jaxpipe.lowering.period import Edge, Loop
+from jaxpipe.lowering.routes import BACKWARD, FORWARD
 from jaxpipe.schedules import Schedule
 
 IDLE = "."
@@ -63,9 +65,20 @@ class Program:
 
     def phase_edges(self, loop: Loop, phase: int, direction: str) -> tuple[Edge, ...]:
         """The edges that a phase of a loop permutes in one direction, in order."""
+        return self._all_phase_edges[loop, phase, direction]
+
+    @cached_property
+    def _all_phase_edges(self) -> dict[tuple[Loop, int, str], tuple[Edge, ...]]:
+        """Collected once: a table may have many thousand ticks."""
+        found: dict[tuple[Loop, int, str], tuple[Edge, ...]] = {}
         silent: frozenset[tuple[str, Edge]] = frozenset()
-        union = silent.union(*(self.edges[t] for t in loop.phase_ticks(phase)))
-        return tuple(sorted(edge for name, edge in union if name == direction))
+        for loop in self.loops:
+            for phase in range(loop.period):
+                union = silent.union(*(self.edges[t] for t in loop.phase_ticks(phase)))
+                for direction in (FORWARD, BACKWARD):
+                    edges = sorted(edge for name, edge in union if name == direction)
+                    found[loop, phase, direction] = tuple(edges)
+        return found
 
     def is_direct(self, direction: str) -> bool:
         """Whether every message in `direction` is read before the next permute in that direction runs anywhere."""
@@ -89,7 +102,7 @@ class Program:
             for phase in range(loop.period):
                 kinds = sorted({cell.kind for _, cell in self.phase_cells(loop, phase)})
                 moves: list[str] = []
-                for direction in ("forward", "backward"):
+                for direction in (FORWARD, BACKWARD):
                     if edges := self.phase_edges(loop, phase, direction):
                         moves.append(f"{direction} {' '.join(f'{a}>{b}' for a, b in edges)}")
                 lines.append(f"  phase {phase}: ops {' '.join(kinds)}; permutes {', '.join(moves) or 'none'}")

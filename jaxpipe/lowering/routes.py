@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from jaxpipe.schedules import Schedule
 
 FORWARD, BACKWARD = "forward", "backward"
-DIRECTIONS = (FORWARD, BACKWARD)
 
 
 @dataclass(frozen=True)

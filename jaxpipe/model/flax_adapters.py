@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 from jax.core import Tracer
 
@@ -58,10 +59,15 @@ def _lookup(nested: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
+    if "rngs" in spec.kwargs:
+        raise LayerError(
+            f"{spec!r}: leave `rngs` out. jaxpipe fills it in when the layer is made, with a key that depends on the "
+            "layer's index."
+        )
     takes_rngs = "rngs" in inspect.signature(spec.target.__init__).parameters
 
     def make(key: jax.Array) -> nnx.Module:
-        rngs = {"rngs": nnx.Rngs(key)} if takes_rngs and "rngs" not in spec.kwargs else {}
+        rngs = {"rngs": nnx.Rngs(key)} if takes_rngs else {}
         return spec.target(*spec.args, **spec.kwargs, **rngs)
 
     def in_mode(module: nnx.Module, train: bool, dropout: bool) -> tuple[nnx.GraphDef, nnx.State]:
@@ -73,8 +79,9 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
 
     skeleton = nnx.eval_shape(lambda: make(jax.random.key(0)))
     _, params_state, rng_state, rest = nnx.split(skeleton, nnx.Param, nnx.RngState, ...)
-    if leaves := nnx.to_flat_state(rest):
-        path, variable = next(iter(leaves))
+    for path, variable in nnx.to_flat_state(rest):
+        if not isinstance(variable, nnx.Variable):
+            continue
         raise LayerError(
             f"{spec!r}: the variable {'.'.join(_path_name(path))!r} is a {type(variable).__name__}. Layers with state "
             "beside nnx.Param and random streams (batch statistics, caches) are not supported in this version."
@@ -84,7 +91,9 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
     rng_leaves, rng_structure = jax.tree.flatten(rng_state)
     # An array that is a plain attribute (a table of frequencies, a mask) belongs to the graph, not to the state, and
     # under eval_shape it is a tracer. Such a module is rebuilt inside each trace; XLA drops the unused initialisation.
-    rebuild = any(isinstance(node, Tracer) for _, node in nnx.iter_graph(skeleton))
+    rebuild = bool(nnx.to_flat_state(rest)) or any(isinstance(n, Tracer) for _, n in nnx.iter_graph(skeleton))
+    if rebuild:
+        _check_constants(spec, make)
     modes = (
         {} if rebuild else {(t, d): in_mode(skeleton, t, d) for t, d in ((True, True), (True, False), (False, False))}
     )
@@ -116,15 +125,33 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
     return BoundLayer(spec.name, init, apply, uses_key=bool(rng_leaves))
 
 
+def _check_constants(spec: LayerSpec, make: Callable[[jax.Array], nnx.Module]) -> None:
+    """Arrays that are plain attributes are rebuilt, so they must not be random: that would be a param nobody trains."""
+
+    def constants(key: jax.Array) -> dict[str, jax.Array]:
+        nodes = nnx.iter_graph(make(key))
+        return {".".join(_path_name(p)): jnp.asarray(n) for p, n in nodes if isinstance(n, jax.Array | np.ndarray)}
+
+    one, other = (jax.jit(constants)(jax.random.key(seed)) for seed in (0, 1))
+    for name, value in one.items():
+        if not np.array_equal(value, other[name], equal_nan=jnp.issubdtype(value.dtype, jnp.inexact)):
+            raise LayerError(
+                f"{spec!r}: the attribute {name!r} is a random array but not an nnx.Param. Make it an nnx.Param, or "
+                "compute it from something else than rngs."
+            )
+
+
 # -------------------------------------------------------------------------------------------------------- flax.linen
 
 
 def _from_linen(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
     module = spec.target(*spec.args, **spec.kwargs)
-    named = keywords_named(spec.target.__call__, ("train", "deterministic"))
+    named = keywords_named(spec.target.__call__, ("train", "deterministic"), 2)
 
     def mode(train: bool, key: jax.Array | None) -> dict[str, bool]:
-        values = {"train": train, "deterministic": not train or key is None}
+        # Without a key there is no dropout; a module that names only `train` has no other way to be told.
+        dropout = train and key is not None
+        values = {"train": train if "deterministic" in named else dropout, "deterministic": not dropout}
         return {name: values[name] for name in named}
 
     def init(key: jax.Array, x: Any) -> Any:

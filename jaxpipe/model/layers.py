@@ -107,12 +107,17 @@ class BoundLayer:
     entry: Any = field(default=None, repr=False)
 
 
-def keywords_named(function: Callable[..., Any], names: Iterable[str]) -> set[str]:
-    """Which of `names` the signature of `function` mentions by name."""
+def keywords_named(function: Callable[..., Any], names: Iterable[str], num_data: int) -> set[str]:
+    """Which of `names` the signature of `function` mentions by name, after its first `num_data` parameters.
+
+    A keyword that a `functools.partial` has set already stays as it is set.
+    """
     try:
-        parameters = inspect.signature(function).parameters
+        parameters = dict(list(inspect.signature(function).parameters.items())[num_data:])
     except (TypeError, ValueError):
         return set()
+    fixed = function.keywords if isinstance(function, functools.partial) else {}
+    names = set(names) - set(fixed)
     return {
         name
         for name in names
@@ -133,13 +138,13 @@ def with_keywords(function: Callable[..., Tree], named: set[str]) -> Callable[..
 
 def _from_layer(layer: Layer, forward_fn: Callable[..., Tree] | None = None) -> BoundLayer:
     function = layer.apply if forward_fn is None else forward_fn
-    named = keywords_named(function, ("key", "train"))
+    named = keywords_named(function, ("key", "train"), 2)
     name = layer.name or getattr(layer.apply, "__name__", "Layer").strip("<>")
     return BoundLayer(name, layer.init, with_keywords(function, named), uses_key="key" in named)
 
 
 def _from_callable(function: Callable[..., Tree]) -> BoundLayer:
-    named = keywords_named(function, ("key", "train"))
+    named = keywords_named(function, ("key", "train"), 1)
     bare = function.func if isinstance(function, functools.partial) else function
     name = getattr(bare, "__name__", type(bare).__name__).strip("<>")
     return BoundLayer(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe.errors import LossError
-from jaxpipe.model.shapes import describe
+from jaxpipe.model.shapes import describe, sum_dtype
 
 LossFn = Callable[[Any, Any], Any]
 
@@ -21,7 +21,8 @@ def _scalar(value: Any, what: str) -> jax.Array:
         raise LossError(
             f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar.{hint} {_RULE}"
         )
-    return value
+    # Sums over micro-batches: in bfloat16 a count would stop at 256.
+    return value.astype(sum_dtype(value.dtype))
 
 
 _RULE = (
@@ -47,7 +48,7 @@ def loss_terms(loss_fn: LossFn | None, outputs: Any, labels: Any) -> tuple[jax.A
         if len(result) != 2:
             raise LossError(f"loss_fn returned a {type(result).__name__} of {len(result)} values. {_RULE}")
         total = _scalar(result[0], "the sum")
-        weight = jnp.asarray(result[1], total.dtype)
-        return total, jax.lax.stop_gradient(_scalar(weight, "the weight")), metrics
+        weight = jax.lax.stop_gradient(jnp.asarray(result[1]).astype(total.dtype))
+        return total, _scalar(weight, "the weight"), metrics
     total = _scalar(result, "a value")
     return total, jnp.ones((), total.dtype), metrics

@@ -7,11 +7,14 @@ from typing import Any
 
 import jax
 
-from jaxpipe.errors import LayerError
+from jaxpipe.errors import DataError, LayerError, LossError
 from jaxpipe.model import keys, partition
 from jaxpipe.model.layers import BoundLayer, Params, Tree, bind
-from jaxpipe.model.loss import LossFn
+from jaxpipe.model.loss import LossFn, loss_terms
 from jaxpipe.model.shapes import avals, describe
+
+# What a key looks like from outside. (Made without touching a device.)
+KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
 @dataclass(frozen=True)
@@ -70,28 +73,30 @@ class PipelineModule:
             return {}  # a later use of a tie holds nothing of its own
         return self.layers[index].init(keys.init_key(key, index), inputs)
 
-    def shapes(self, example: Tree, params: Sequence[Params] | None = None) -> list[LayerShapes]:
+    def shapes(
+        self, example: Tree, params: Sequence[Params] | None = None, *, train: bool = True, key: Any = KEY
+    ) -> list[LayerShapes]:
         """Runs the list on shapes only.
 
         Args:
           example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
           params: per-layer params, if known; otherwise their shapes come from each layer's `init`.
+          train, key: what each `apply` is called with (`key`: an abstract key, or None).
 
         Raises:
           LayerError: a layer does not accept what the layer before it returns; both are named.
         """
         found: list[LayerShapes] = []
         x = avals(example)
-        key = jax.eval_shape(lambda: jax.random.key(0))
         for index, layer in enumerate(self.layers):
             try:
                 held = (
-                    jax.eval_shape(lambda k, v, i=index: self.init_layer(i, k, v), key, x)
+                    jax.eval_shape(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x)
                     if params is None
                     else avals(params[index])
                 )
                 owned = held if self.owners[index] == index else found[self.owners[index]].params
-                y = jax.eval_shape(lambda p, v, k, f=layer.apply: f(p, v, k, True), owned, x, key)
+                y = jax.eval_shape(lambda p, v, k, f=layer.apply: f(p, v, k, train), owned, x, key)
             except LayerError:
                 raise
             except Exception as error:
@@ -103,6 +108,25 @@ class PipelineModule:
             found.append(LayerShapes(held, x, y))
             x = y
         return found
+
+    def loss_shapes(self, outputs: Tree, labels: Tree) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Shapes of the loss terms (sum, weight) of one micro-batch, from those of outputs and labels.
+
+        Raises:
+          LossError: `loss_fn` returns something else. DataError: it needs labels, and there are none.
+        """
+        try:
+            total, weight, _ = jax.eval_shape(lambda y, t: loss_terms(self.loss_fn, y, t), outputs, labels)
+        except LossError:
+            raise
+        except Exception as error:
+            if jax.tree.leaves(labels):
+                raise
+            raise DataError(
+                f"The labels are {labels!r}, but loss_fn needs them: {type(error).__name__}: {_first_line(error)}. Pass "
+                "labels, or (in evaluation) compute_loss=False."
+            ) from error
+        return total, weight
 
     def partition(self, num_stages: int, example: Tree) -> tuple[int, ...]:
         """Boundaries of the stages, `num_stages + 1` ascending layer indices from 0 to the number of layers.

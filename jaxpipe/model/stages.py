@@ -85,7 +85,7 @@ def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
         parts: list[Part] = []
         for index in range(start, stop):
             part = _single(storage, index, start)
-            if parts and _continues(parts[-1], part, shapes[index]):
+            if parts and _continues(parts[-1], part, shapes[index - 1], shapes[index]):
                 parts[-1] = replace(parts[-1], count=parts[-1].count + 1)
             else:
                 parts.append(part)
@@ -101,7 +101,7 @@ def _single(storage: Storage, index: int, start: int) -> Part:
     return Part(layer, index - start, shared=shared.name if shared else None)
 
 
-def _continues(run: Part, part: Part, shapes: LayerShapes) -> bool:
+def _continues(run: Part, part: Part, before: LayerShapes, here: LayerShapes) -> bool:
     """Whether `part` extends the run before it: a scan needs one function, one stack and one shape throughout."""
     return (
         run.layer is part.layer
@@ -109,5 +109,5 @@ def _continues(run: Part, part: Part, shapes: LayerShapes) -> bool:
         and run.shared is None
         and part.shared is None
         and (part.stack is None or part.slot == run.slot + run.count)
-        and signature(shapes.inputs) == signature(shapes.outputs)
+        and signature(before.inputs) == signature(before.outputs) == signature(here.inputs) == signature(here.outputs)
     )

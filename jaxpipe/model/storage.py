@@ -58,6 +58,7 @@ class Storage:
         self.module, self.boundaries = module, tuple(boundaries)
         self.num_ranks = len(self.boundaries) - 1
         self.layer_params = [avals(p) for p in params]
+        self._check_params()
         kinds: dict[Any, list[int]] = {}
         for index, layer in enumerate(module.layers):
             if module.owners[index] == index and jax.tree.leaves(params[index]):
@@ -75,6 +76,17 @@ class Storage:
                 name = f"{members[0]:0{digits}d}_{name}"
                 split = jax.tree.map(self._split_dim, shape)
                 self.shared[name] = Shared(name, members[0], shape, split)
+
+    def _check_params(self) -> None:
+        for index, held in enumerate(self.layer_params):
+            owner = self.module.owners[index]
+            if owner != index and jax.tree.leaves(held):
+                raise LayerError(
+                    f"{self.module.label(index)} was given params, but it is tied to {self.module.label(owner)}, which "
+                    "holds them: give an empty dict for every later use of a tie."
+                )
+            if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(held)):
+                raise LayerError(f"{self.module.label(index)} has a PRNG key among its params: {describe(held)}.")
 
     def _stack(self, name: str, members: list[int], shape: Params) -> Stack:
         used = [0] * self.num_ranks
@@ -148,7 +160,7 @@ class Storage:
 
                 def one_slot(layer: jax.Array) -> Params:
                     made = self.module.layers[some].init(keys.init_key(key, layer), inputs)
-                    return jax.tree.map(lambda a: jnp.where(layer >= 0, a, 0), made)
+                    return jax.tree.map(lambda a: jnp.where(layer >= 0, a, jnp.zeros_like(a)), made)
 
                 # One after the other: a vmap over the slots would hold every intermediate of init at once.
                 return jax.tree.map(lambda a: a[None], jax.lax.map(one_slot, layers_here[0]))
@@ -171,7 +183,9 @@ class Storage:
                 check_vma=False,  # users' init functions need not know about varying axes
             )(key, table)
             shared = {n: self.module.init_layer(s.layer, key, zeros(s.layer)) for n, s in self.shared.items()}
-            return {"stacked": stacked, "shared": shared}
+            # Python scalars and the like are weakly typed; the first optimizer step would change that, and compile again.
+            strong = lambda a: jax.lax.convert_element_type(a, a.dtype)  # noqa: E731
+            return jax.tree.map(strong, {"stacked": stacked, "shared": shared})
 
         return jax.jit(make, out_shardings=self.shardings(mesh))(key)
 

@@ -58,7 +58,7 @@ def stack(items: list[Batch], mesh: Mesh) -> Batch:
     sharding = NamedSharding(mesh, PartitionSpec(None, DATA) if DATA in mesh.axis_names else PartitionSpec())
 
     def one(*leaves: Any) -> jax.Array:
-        if isinstance(leaves[0], jax.Array):
+        if isinstance(leaves[0], jax.Array) and jax.process_count() == 1:
             return jax.device_put(jnp.stack(leaves), sharding)  # np.stack would wait for the device
         stacked = np.stack(leaves)
         if jax.process_count() > 1:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpipe.training.state import TrainState
+from jaxpipe.training.state import TrainState, trainable
 
 
 class StepInfo(NamedTuple):
@@ -39,12 +39,14 @@ def make_step(
     def step(state: TrainState, inputs: Any, labels: Any) -> tuple[TrainState, StepInfo]:
         loss, grads = value_and_grad(state.params, inputs, labels, jax.random.fold_in(state.key, state.step))
         with jax.numpy_dtype_promotion("standard"):
+            grads = trainable(grads)
             norm = optax.tree.norm(grads)
             if gradient_clipping is not None:
                 scale = jnp.minimum(1.0, gradient_clipping / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
                 grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(grads, state.opt_state, trainable(state.params))
+            moved = optax.apply_updates(trainable(state.params), updates)
+        params = jax.tree.map(lambda old, new: old if new is None else new, state.params, moved)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = TrainState(state.step + 1, params, opt_state, state.key)
         # A select per leaf fuses into the update; a cond would hold both versions of the state.

@@ -1,5 +1,6 @@
 """What the compiled programs promise, read off the programs: memory, size, permutes, reductions. No timing."""
 
+import collections
 import re
 
 import jax
@@ -78,7 +79,8 @@ def test_permutes(programs, schedule, evaluate, wanted):
     found = permutes(text)
     assert sorted(sorted(pairs) for pairs in found) == sorted(wanted)
     assert all(map(is_acyclic, found))
-    assert "collective-permute" not in _branches(text), "a permute inside a branch would hang the ranks that skip it"
+    ticks, inside = _loops(text)
+    assert permutes(ticks) == found and not permutes(inside), "a permute in a branch would hang the ranks that skip it"
 
 
 def _computations(text):
@@ -96,23 +98,58 @@ def _reachable(computations, roots):
     return "\n".join(computations[name] for name in seen)
 
 
-def _branches(text):
+def _loops(text):
+    """(bodies of the loops over ticks, all that they call: branches and scans over layers)."""
     computations = _computations(text)
-    roots = []
-    for body in computations.values():
-        for group in re.findall(r"branch_computations=\{(.*?)\}", body):
-            roots += re.findall(r"%([\w.\-]+)", group)
-        roots += re.findall(r"(?:true|false)_computation=%([\w.\-]+)", body)
-    assert roots, "no conditional found: is this the loop?"
-    return _reachable(computations, roots)
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1]
+    ticks = re.findall(r" while\(.*?body=%([\w.\-]+)", computations[entry])
+    ticks = [name for name in ticks if "collective-permute" in computations[name]]
+    assert ticks, "no loop with permutes: is this the loop over ticks?"
+    inside = _reachable(computations, re.findall(r"%([\w.\-]+)", "".join(computations[name] for name in ticks)))
+    return "\n".join(computations[name] for name in ticks), inside
+
+
+def test_gradients_and_saved_values_are_updated_in_place(programs):
+    """XLA copies what passes through a conditional, and what a loop writes while another might still read it."""
+    ticks, inside = _loops(programs["text"])
+    stacks = {f"f32[2,{a},{b}]" for a, b in [(8, 16), (16, 8)]} | {f"f32[{VOCAB},8]"}
+    copied = set(re.findall(r"= (\w+\[[\d,]*\])\S* copy\(", ticks + inside))
+    assert not copied & stacks, "gradients"
+    assert not {shape for shape in copied if re.fullmatch(rf"f32\[4,\d,{ROWS // 2},{LENGTH},8\]", shape)}, (
+        "saved values"
+    )
+    assert re.search(rf"f32\[4,\d,{ROWS // 2},{LENGTH},8\]", ticks), "the shape of the saved values is another"
+
+
+def _dots_by_depth(text):
+    """How many matrix products stand at each depth of nested loops."""
+    computations = _computations(text)
+    found = collections.Counter()
+
+    def walk(name, depth):
+        for line in computations.get(name, "").splitlines():
+            found[depth] += " dot(" in line
+            if loop := re.search(r" while\(.*?body=%([\w.\-]+)", line):
+                walk(loop[1], depth + 1)
+            else:
+                for called in re.findall(r"(?:calls|to_apply)=%([\w.\-]+)", line):
+                    walk(called, depth)
+
+    walk(re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1], 0)
+    return found
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_idle_ticks_compute_nothing(programs, evaluate):
+    """All work is in loops of no or one iteration (depth 2) or scans inside them; none was hoisted into every tick."""
+    text = compiled(8, evaluate=True).as_text() if evaluate else programs["text"]
+    dots = _dots_by_depth(text)
+    assert dots[2] and dots[3] and not dots[0] and not dots[1]
 
 
 def test_gradients_are_reduced_once_after_the_loop(programs):
-    computations = _computations(programs["text"])
-    loops = [name for body in computations.values() for name in re.findall(r" while\(.*?body=%([\w.\-]+)", body)]
-    inside = _reachable(computations, loops)
-    assert loops and "collective-permute" in inside
-    assert not re.search(r"\b(all-reduce|reduce-scatter|all-gather|all-to-all)(-start)?\(", inside)
+    ticks, inside = _loops(programs["text"])
+    assert not re.search(r"\b(all-reduce|reduce-scatter|all-gather|all-to-all)(-start)?\(", ticks + inside)
     assert re.search(r"\ball-reduce(-start)?\(", programs["text"]), "there are two data ranks: something is reduced"
 
 

@@ -108,7 +108,7 @@ def test_arguments_are_checked(engine):
         engine.pipe.evaluate(params, batch, reduce_output="mean")
     with pytest.raises(DataError, match=r"inputs is int32\[3,4,5\]: its first dim is 3, but there are 2 micro-batches"):
         engine.pipe.evaluate(params, batch, num_micro_batches=2)
-    with pytest.raises(DataError, match="The labels are None, but the loss needs them"):
+    with pytest.raises(DataError, match="The labels are None, but loss_fn needs them: .*compute_loss=False"):
         engine.pipe.evaluate(params, (batch[0], None))
     with pytest.raises(DataError, match="ended after 3 of 4 micro-batches"):
         engine.eval_batch(iter(micro_batches(3)), num_micro_batches=4)
