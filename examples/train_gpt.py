@@ -21,10 +21,11 @@ import text
 import jaxpipe
 from jaxpipe.training.progress import Progress
 
-PROMPTS = ("    def __init__(self, ", "import sys\nimport ")
+PROMPT = b"    def __init__(self, "
+TEMPERATURE = 0.6  # for the bytes drawn at random: below 1, likely bytes become likelier
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--stages", type=int, default=4, help="pipeline stages, each on its own devices")
@@ -48,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def find_devices(count: int) -> list[jax.Device]:
@@ -125,30 +126,30 @@ def train(
     return [float(loss) for loss in losses], evaluations
 
 
-def sample(engine: jaxpipe.Engine, *, data_ranks: int, length: int, count: int) -> list[str]:
-    """Continues each prompt greedily by `count` bytes, one data rank per prompt.
+def sample(engine: jaxpipe.Engine, prompt: bytes, *, data_ranks: int, length: int, count: int, seed: int) -> list[str]:
+    """Continues the prompt by `count` bytes in two ways: always the most likely byte, and a byte drawn at random.
 
     The window always has `length` bytes, those to the right not yet written (no byte sees them), so that one compiled
     program serves every call.
     """
-    prompts = [PROMPTS[rank % len(PROMPTS)].encode() for rank in range(max(data_ranks, 1))]
-    texts = [bytearray(prompt) for prompt in prompts]
-    for _ in range(count):
-        window = np.zeros((len(texts), length), np.int32)
-        ends = []
+    rows = data_ranks * max(1, 2 // data_ranks)  # both ways at once; the rows divide evenly over the data ranks
+    texts = [bytearray(prompt), bytearray(prompt)]
+    generator = np.random.default_rng(seed)
+    for end in range(len(prompt), len(prompt) + count):
+        window = np.zeros((rows, length), np.int32)
+        seen = min(end, length)
         for row, written in enumerate(texts):
-            seen = written[-length:]
-            window[row, : len(seen)] = seen
-            ends.append(len(seen) - 1)
+            window[row, :seen] = written[-seen:]
         logits = engine.eval_batch(iter([(window, None)]), compute_loss=False, num_micro_batches=1)
-        logits = np.asarray(logits)[0]  # [rows, length, 256]
-        for row, written in enumerate(texts):
-            written.append(int(logits[row, ends[row]].argmax()))
-    return [bytes(written).decode(errors="replace") for written in texts[: len(PROMPTS)]]
+        greedy, drawn = np.asarray(logits)[0, :2, seen - 1].astype(np.float64)
+        weights = np.exp((drawn - drawn.max()) / TEMPERATURE)
+        texts[0].append(int(greedy.argmax()))
+        texts[1].append(int(generator.choice(256, p=weights / weights.sum())))
+    return [written.decode(errors="replace") for written in texts]
 
 
-def main() -> None:
-    args = parse_arguments()
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     mesh = jaxpipe.make_mesh(args.stages, args.data, devices=find_devices(args.stages * args.data))
     data = text.read_standard_library()
@@ -171,9 +172,11 @@ def main() -> None:
     describe(args, engine, module, data)
     losses, evaluations = train(args, engine, data, validation)
 
-    for number, written in enumerate(sample(engine, data_ranks=args.data, length=args.seq, count=args.sample_bytes)):
-        print(f"\n--- sample {number + 1}: the most likely byte each time, after {PROMPTS[number]!r}")
-        print(written)
+    greedy, drawn = sample(
+        engine, PROMPT, data_ranks=args.data, length=args.seq, count=args.sample_bytes, seed=args.seed
+    )
+    print(f"\n--- after {PROMPT.decode()!r}, the most likely byte each time\n{greedy}")
+    print(f"\n--- the same, each byte drawn at random (temperature {TEMPERATURE})\n{drawn}")
 
     bigram = text.bigram_loss(data.train, validation)
     last = losses[-max(1, len(losses) // 10) :]

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
-from jax.core import Tracer
 
 from jaxpipe.errors import LayerError
+from jaxpipe.model.keys import KEY
 from jaxpipe.model.layers import BoundLayer, LayerSpec, keywords_named
 
 ForwardFn = Callable[..., Any] | None
@@ -77,26 +77,27 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
         graph, _, _, constants = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return graph, constants
 
-    skeleton = nnx.eval_shape(lambda: make(jax.random.key(0)))
-    _, params_state, rng_state, rest = nnx.split(skeleton, nnx.Param, nnx.RngState, ...)
-    for path, variable in nnx.to_flat_state(rest):
-        if not isinstance(variable, nnx.Variable):
-            continue
-        raise LayerError(
-            f"{spec!r}: the variable {'.'.join(_path_name(path))!r} is a {type(variable).__name__}. Layers with state "
-            "beside nnx.Param and random streams (batch statistics, caches) are not supported in this version."
-        )
+    constants: list[str] = []
+    modes: dict[tuple[bool, bool], nnx.GraphDef] = {}
+
+    def trace(key: jax.Array) -> tuple[nnx.State, nnx.State, nnx.State]:
+        # Not nnx.eval_shape: it would put arrays that are plain attributes, as tracers, into the static part.
+        module = make(key)
+        _, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        constants.extend(_constants(module))
+        modes.update({mode: in_mode(module, *mode)[0] for mode in ((True, True), (True, False), (False, False))})
+        return params, streams, rest
+
+    params_state, rng_state, rest = jax.eval_shape(trace, KEY)
     paths = [_path_name(path) for path, _ in nnx.to_flat_state(params_state)]
     structure = jax.tree.structure(params_state)
     rng_leaves, rng_structure = jax.tree.flatten(rng_state)
-    # An array that is a plain attribute (a table of frequencies, a mask) belongs to the graph, not to the state, and
-    # under eval_shape it is a tracer. Such a module is rebuilt inside each trace; XLA drops the unused initialisation.
-    rebuild = bool(nnx.to_flat_state(rest)) or any(isinstance(n, Tracer) for _, n in nnx.iter_graph(skeleton))
+    # An array that is a plain attribute (a table of frequencies, a mask) is no state of ours: such a module is rebuilt
+    # inside each trace to have it, and XLA drops the rest of the initialisation, which nobody uses.
+    rebuild = bool(constants)
+    _reject_state(spec, rest)
     if rebuild:
-        _check_constants(spec, make)
-    modes = (
-        {} if rebuild else {(t, d): in_mode(skeleton, t, d) for t, d in ((True, True), (True, False), (False, False))}
-    )
+        _reject_random_constants(spec, make)
 
     def to_params(state: nnx.State) -> dict[str, Any]:
         return _nest({_path_name(path): variable[...] for path, variable in nnx.to_flat_state(state)})
@@ -113,9 +114,10 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
 
     def apply(params: dict[str, Any], x: Any, key: jax.Array | None, train: bool) -> Any:
         dropout = train and key is not None  # without a key there is no dropout
-        graph, constants = in_mode(make(jax.random.key(0)), train, dropout) if rebuild else modes[train, dropout]
+        rebuilt = in_mode(make(jax.random.key(0)), train, dropout) if rebuild else None
+        graph, others = rebuilt or (modes[train, dropout], rest)
         state = jax.tree.unflatten(structure, [_lookup(params, path) for path in paths])
-        module = nnx.merge(graph, state, streams(key), constants)
+        module = nnx.merge(graph, state, streams(key), others)
         return module(x) if forward_fn is None else forward_fn(module, x)
 
     def init(key: jax.Array, x: Any) -> dict[str, Any]:
@@ -125,14 +127,24 @@ def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
     return BoundLayer(spec.name, init, apply, uses_key=bool(rng_leaves))
 
 
-def _check_constants(spec: LayerSpec, make: Callable[[jax.Array], nnx.Module]) -> None:
-    """Arrays that are plain attributes are rebuilt, so they must not be random: that would be a param nobody trains."""
+def _constants(module: nnx.Module) -> dict[str, jax.Array]:
+    """Arrays that are plain attributes, by path."""
+    nodes = nnx.iter_graph(module)
+    return {".".join(_path_name(p)): jnp.asarray(n) for p, n in nodes if isinstance(n, jax.Array | np.ndarray)}
 
-    def constants(key: jax.Array) -> dict[str, jax.Array]:
-        nodes = nnx.iter_graph(make(key))
-        return {".".join(_path_name(p)): jnp.asarray(n) for p, n in nodes if isinstance(n, jax.Array | np.ndarray)}
 
-    one, other = (jax.jit(constants)(jax.random.key(seed)) for seed in (0, 1))
+def _reject_state(spec: LayerSpec, rest: nnx.State) -> None:
+    for path, variable in nnx.to_flat_state(rest):
+        if isinstance(variable, nnx.Variable):
+            raise LayerError(
+                f"{spec!r}: the variable {'.'.join(_path_name(path))!r} is a {type(variable).__name__}. Layers with state "
+                "beside nnx.Param and random streams (batch statistics, caches) are not supported in this version."
+            )
+
+
+def _reject_random_constants(spec: LayerSpec, make: Callable[[jax.Array], nnx.Module]) -> None:
+    """A random plain array would be a param that nobody trains, the same in every layer."""
+    one, other = (jax.jit(lambda key: _constants(make(key)))(jax.random.key(seed)) for seed in (0, 1))
     for name, value in one.items():
         if not np.array_equal(value, other[name], equal_nan=jnp.issubdtype(value.dtype, jnp.inexact)):
             raise LayerError(

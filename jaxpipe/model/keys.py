@@ -2,6 +2,9 @@
 
 import jax
 
+# What a key looks like from outside.
+KEY = jax.eval_shape(lambda: jax.random.key(0))
+
 
 def init_key(key: jax.Array, layer: int | jax.Array) -> jax.Array:
     """The key that initialises the layer with global index `layer`."""

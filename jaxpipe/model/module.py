@@ -13,9 +13,6 @@ from jaxpipe.model.layers import BoundLayer, Params, Tree, bind
 from jaxpipe.model.loss import LossFn, loss_terms
 from jaxpipe.model.shapes import avals, describe
 
-# What a key looks like from outside. (Made without touching a device.)
-KEY = jax.eval_shape(lambda: jax.random.key(0))
-
 
 @dataclass(frozen=True)
 class LayerShapes:
@@ -74,7 +71,7 @@ class PipelineModule:
         return self.layers[index].init(keys.init_key(key, index), inputs)
 
     def shapes(
-        self, example: Tree, params: Sequence[Params] | None = None, *, train: bool = True, key: Any = KEY
+        self, example: Tree, params: Sequence[Params] | None = None, *, train: bool = True, key: Any = keys.KEY
     ) -> list[LayerShapes]:
         """Runs the list on shapes only.
 

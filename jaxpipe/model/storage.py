@@ -184,8 +184,9 @@ class Storage:
             )(key, table)
             shared = {n: self.module.init_layer(s.layer, key, zeros(s.layer)) for n, s in self.shared.items()}
             # Python scalars and the like are weakly typed; the first optimizer step would change that, and compile again.
-            strong = lambda a: jax.lax.convert_element_type(a, a.dtype)  # noqa: E731
-            return jax.tree.map(strong, {"stacked": stacked, "shared": shared})
+            return jax.tree.map(
+                lambda a: jax.lax.convert_element_type(a, jnp.result_type(a)), {"stacked": stacked, "shared": shared}
+            )
 
         return jax.jit(make, out_shardings=self.shardings(mesh))(key)
 
