@@ -76,8 +76,7 @@ def make_gpt(*, width: int, num_blocks: int, heads: int, dropout: float) -> jaxp
     layers = [
         jaxpipe.TiedLayerSpec("embedding", Embedding, width),
         *(jaxpipe.LayerSpec(Block, width, heads, num_blocks, dropout) for _ in range(num_blocks)),
-        # Scale 0: all bytes are equally likely before the first step, and the loss is ln 256 = 5.545.
-        jaxpipe.LayerSpec(nnx.LayerNorm, width, scale_init=nnx.initializers.zeros),
+        jaxpipe.LayerSpec(nnx.LayerNorm, width),
         jaxpipe.TiedLayerSpec("embedding", Embedding, width, forward_fn=Embedding.attend),
     ]
     return jaxpipe.PipelineModule(layers, loss_fn=cross_entropy)

@@ -8,8 +8,8 @@ from typing import Any, Self, TextIO
 __all__ = ["Progress"]
 
 # Without a terminal: a line after so many seconds, but not before this part of the steps is done.
-SECONDS_PER_LINE = 10.0
-LINES = 100
+SECONDS_PER_LINE, LINES = 10.0, 100
+BAR = "{percentage:3.0f}%|{bar}| {desc}"
 
 
 class Progress:
@@ -19,33 +19,24 @@ class Progress:
     been computed. A step counts when it has finished, not when it was dispatched, so the speed is the device's. Only the
     end of the `with` block waits, for the steps that are still running.
 
-    On a terminal this is a bar, drawn by tqdm (the `progress` extra). If the output is a file or a pipe, or tqdm is
-    missing, it is plain lines, at least ten seconds apart and about a hundred in all.
+    A bar, drawn by tqdm (the `progress` extra), on a terminal. Plain lines, at least ten seconds apart and about a hundred
+    in all, where the output is a file or a pipe, or tqdm is missing.
 
     Args:
         total_steps: number of `update` calls to come.
-        tokens_per_step: for the speed in tokens/s; without it the speed is in steps/s.
+        tokens_per_step: for the speed in tokens/s; 0 gives it in steps/s.
         stream: where to write; standard output by default.
         enabled: False shows nothing. With several processes pass `jax.process_index() == 0`.
     """
 
     def __init__(
-        self,
-        total_steps: int,
-        tokens_per_step: int | None = None,
-        *,
-        stream: TextIO | None = None,
-        enabled: bool = True,
+        self, total_steps: int, tokens_per_step: int = 0, *, stream: TextIO | None = None, enabled: bool = True
     ):
         self.total_steps, self.tokens_per_step, self.finished = total_steps, tokens_per_step, 0
-        self._stream = sys.stdout if stream is None else stream
-        self._enabled, self._bar = enabled, None
-        self._pending: deque[Any] = deque()
-        self._loss = float("nan")
-        self._began = self._last_line_at = time.monotonic()
-        self._last_line = 0
-        # Speed is counted from here, (time, steps), once a step has finished: before that it is mostly compilation.
-        self._base: tuple[float, int] | None = None
+        self._stream, self._enabled, self._bar = stream or sys.stdout, enabled, None
+        self._pending, self._loss = deque[Any](), float("nan")
+        self._line = time.monotonic(), 0  # when the last line was written, and at which step
+        self._base: tuple[float, int] | None = None  # the same for the start of the clock, after compilation
         if enabled and self._stream.isatty():
             self._bar = self._make_bar()
 
@@ -63,7 +54,7 @@ class Progress:
         """One more step was dispatched. `loss` is a number, or an array that need not be computed yet."""
         self._pending.append(loss)
         self._fetch(wait=False)
-        self._show()
+        self._show(last=False)
 
     def note(self, text: str) -> None:
         """Writes a line above the bar."""
@@ -76,10 +67,8 @@ class Progress:
         try:
             from tqdm import tqdm
         except ImportError:
-            self.note("Plain lines, because tqdm is not installed; for a bar: pip install 'jaxpipe[progress]'.")
-            return None
-        layout = "{percentage:3.0f}%|{bar}| {desc}"
-        return tqdm(total=self.total_steps, file=self._stream, bar_format=layout, dynamic_ncols=True)
+            return self.note("Plain lines, because tqdm is not installed; for a bar: pip install 'jaxpipe[progress]'.")
+        return tqdm(total=self.total_steps, file=self._stream, bar_format=BAR, dynamic_ncols=True)
 
     def _fetch(self, wait: bool) -> None:
         # Devices finish steps in order, so the first one that is not ready ends the search.
@@ -89,27 +78,24 @@ class Progress:
         if self._base is None and self.finished:
             self._base = time.monotonic(), self.finished
 
-    def _show(self, last: bool = False) -> None:
-        now = time.monotonic()
+    def _show(self, last: bool) -> None:
+        now, steps = time.monotonic(), self.finished - self._line[1]
         if self._bar is not None:
             self._bar.set_description_str(self._status(now), refresh=last)
             self._bar.update(self.finished - self._bar.n)
-        elif (last and self.finished > self._last_line) or (
-            now - self._last_line_at >= SECONDS_PER_LINE and self.finished - self._last_line >= self.total_steps / LINES
-        ):
+        elif steps and (last or (now - self._line[0] >= SECONDS_PER_LINE and steps >= self.total_steps / LINES)):
             self.note(self._status(now))
-            self._last_line, self._last_line_at = self.finished, now
+            self._line = now, self.finished
 
     def _status(self, now: float) -> str:
         """Such as `step 30/200  loss 2.104  4,500 tokens/s  1:12 left`."""
-        if self._base is None:
-            return f"step 0/{self.total_steps}"
-        text = f"step {self.finished}/{self.total_steps}  loss {self._loss:.3f}"
-        seconds, steps = now - self._base[0], self.finished - self._base[1]
-        if not steps or not seconds:
+        text = f"step {self.finished}/{self.total_steps}"
+        base, steps = self._base or (now, self.finished)
+        if self.finished:
+            text += f"  loss {self._loss:.3f}"
+        if self.finished == steps or now == base:  # no step since the clock started
             return text
-        speed = f"{steps / seconds:.2f} steps/s"
-        if self.tokens_per_step is not None:
-            speed = f"{steps / seconds * self.tokens_per_step:,.0f} tokens/s"
-        left = round((self.total_steps - self.finished) * seconds / steps)
-        return f"{text}  {speed}  {left // 60}:{left % 60:02d} left"
+        per_step = (now - base) / (self.finished - steps)
+        left = round((self.total_steps - self.finished) * per_step)
+        rate = f"{self.tokens_per_step / per_step:,.0f} tokens" if self.tokens_per_step else f"{1 / per_step:.2f} steps"
+        return f"{text}  {rate}/s  {left // 60}:{left % 60:02d} left"

@@ -39,7 +39,8 @@ def stream(items):
 def test_five_steps_equal_a_plain_loop_and_do_not_depend_on_the_stages(dropout):
     """AdamW with clipping and weight decay on tied weights, five steps."""
     make = tied if dropout else (lambda **options: untied(**options))
-    clip, optimizer = 0.05, optax.adamw(1e-2, weight_decay=0.1)
+    # With its default eps Adam turns the rounding of gradients near zero into steps of full size.
+    clip, optimizer = 0.05, optax.adamw(1e-2, eps=1e-5, weight_decay=0.1)
     results = {}
     for stages in (1, 4):
         engine = engine_for(make(loss=masked_cross_entropy), stages, 1, optimizer, gradient_clipping=clip)
@@ -63,8 +64,7 @@ def test_five_steps_equal_a_plain_loop_and_do_not_depend_on_the_stages(dropout):
             layers = optax.apply_updates(layers, updates)
         losses.append(float(loss))
     for stages, (found, found_losses, found_norm, steps) in results.items():
-        # Adam divides by the root of tiny second moments in the first steps: rounding of 1e-7 grows to a few 1e-6.
-        assert_close(found, jax.device_get(layers), 1e-5, f"{stages} stages")
+        assert_close(found, jax.device_get(layers), 1e-6, f"{stages} stages")
         np.testing.assert_allclose(found_losses, losses, rtol=1e-6)
         np.testing.assert_allclose(found_norm, float(norm), rtol=1e-5)
         assert steps == 5
