@@ -50,4 +50,4 @@ def test_train_gpt(tmp_path):
     assert re.findall(r"^step +(\d): validation", done.stdout, re.M) == ["2", "4"]
     assert "step 4/4" in done.stdout and "\r" not in done.stdout, "plain lines, because this is no terminal"
     assert "Block" in done.stdout and "head (tied to Embedding)" in done.stdout
-    assert len(re.findall(r"^--- sample", done.stdout, re.M)) == 1
+    assert len(re.findall(r"^--- ", done.stdout, re.M)) == 2
