@@ -14,11 +14,14 @@ def draw_curves(path: Path, losses: list[float], evaluations: list[tuple[int, fl
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color="#8ecae6", linewidth=1.2, label="training, one batch each")
     axes.plot(*zip(*evaluations, strict=True), color="#d1495b", marker="o", markersize=4, label="validation")
-    axes.axhline(bigram, color="#444444", linestyle="--", linewidth=1, label=f"bigram model, validation ({bigram:.2f})")
+    axes.axhline(bigram, color="#444444", linestyle="--", linewidth=1, label="bigram model, validation")
     step, final = evaluations[-1]
-    axes.annotate(f"{final:.2f}", (step, final), xytext=(4, -12), textcoords="offset points", color="#d1495b")
+    for height, color in ((final, "#d1495b"), (bigram, "#444444")):
+        axes.annotate(
+            f"{height:.2f}", (step, height), xytext=(0, 6), textcoords="offset points", color=color, ha="right"
+        )
     axes.set(xlabel="step", ylabel="loss, nats per byte", title="Next-byte loss on Python's standard library")
-    axes.set_xlim(0, len(losses) * 1.04)
+    axes.set_xlim(0, len(losses) * 1.01)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -25,6 +25,10 @@ PROMPT = b"    def __init__(self, "
 TEMPERATURE = 0.6  # for the bytes drawn at random: below 1, likely bytes become likelier
 
 
+def remat(value: str) -> str | int:
+    return int(value) if value.isdigit() else value
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
@@ -35,8 +39,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--schedule", choices=["1f1b", "eager_1f1b", "gpipe"], default="1f1b")
     add(
         "--remat",
+        type=remat,
         default="layer",
-        help='what the backward pass recomputes: "layer", "stage", "none", or every k layers',
+        help="recompute per layer, stage, number of layers, or none",
     )
     add("--steps", type=int, default=350)
     add("--seq", type=int, default=128, help="bytes of a row")
@@ -49,7 +54,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.d_model % (2 * args.heads):
+        parser.error(f"--d-model {args.d_model}: it must be a multiple of 2 x heads, which is {2 * args.heads}.")
+    return args
 
 
 def find_devices(count: int) -> list[jax.Device]:
@@ -76,9 +84,11 @@ def describe(args: argparse.Namespace, engine: jaxpipe.Engine, module: jaxpipe.P
     """Says what is about to be trained, on what, and cut how."""
     devices = engine.pipe.mesh.devices
     kind = devices.flat[0].platform
-    simulated = f" (simulated: {os.cpu_count()} cores do the work of all)" if kind == "cpu" else ""
+    simulated = (
+        f", simulated on {os.cpu_count()} cores: the speed says nothing about real ones" if kind == "cpu" else ""
+    )
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(layer)) for layer in engine.to_layers()]
-    print(f"devices     {devices.size} x {kind}{simulated}: {args.stages} stages x {args.data} data ranks")
+    print(f"devices     {args.stages} stages x {args.data} data ranks = {devices.size} x {kind}{simulated}")
     print(
         f"model       {sum(sizes) / 1e6:.2f} M parameters: {args.num_blocks} blocks of width {args.d_model}, "
         f"{args.heads} heads, dropout {args.dropout:g}"
@@ -113,9 +123,7 @@ def train(
         evaluations.append((step, float(loss)))
 
     evaluate(0)
-    print(
-        f"\nBefore training the validation loss is {evaluations[0][1]:.3f} nats per byte; compiling the training step."
-    )
+    print(f"\nstep    0: validation loss {evaluations[0][1]:.3f} nats/byte; compiling the training step")
     with Progress(args.steps, args.micro_batches * args.micro_batch_size * args.seq) as bar:
         for step in range(1, args.steps + 1):
             losses.append(engine.train_batch(batches))
@@ -145,7 +153,7 @@ def sample(engine: jaxpipe.Engine, prompt: bytes, *, data_ranks: int, length: in
         weights = np.exp((drawn - drawn.max()) / TEMPERATURE)
         texts[0].append(int(greedy.argmax()))
         texts[1].append(int(generator.choice(256, p=weights / weights.sum())))
-    return [written.decode(errors="replace") for written in texts]
+    return [written.decode(errors="replace").rstrip() for written in texts]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -164,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         config=jaxpipe.Config(
             num_micro_batches=args.micro_batches,
             schedule=args.schedule,
-            remat=int(args.remat) if args.remat.isdigit() else args.remat,
+            remat=args.remat,
             gradient_clipping=1.0,
         ),
         key=jax.random.key(args.seed),
@@ -200,4 +208,7 @@ def report(name: str, nats: float, remark: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except jaxpipe.errors.JaxpipeError as error:  # what was asked for does not fit; the message says why
+        raise SystemExit(f"train_gpt.py: {error}") from None

@@ -17,7 +17,7 @@ def test_train_gpt(tmp_path):
     output = tmp_path / "new" / "folder"
     # As after an installation: the package is found wherever the script is started.
     environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "JAX_PLATFORMS": "cpu"}
-    environment.pop("XLA_FLAGS", None)
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiling is nearly all of the time
     done = subprocess.run(
         [
             sys.executable,
@@ -45,9 +45,10 @@ def test_train_gpt(tmp_path):
         name: float(value)
         for name, value in re.findall(r"^(training|validation|bigram).*? (\d\.\d{3}) ", done.stdout, re.M)
     }
-    assert losses["training"] < 5.6 and losses["validation"] < 5.6, "no worse than knowing nothing: ln 256 = 5.55"
+    before = re.search(r"^step +0: validation loss (\d\.\d{3})", done.stdout, re.M)
+    assert before and losses["validation"] < float(before[1]) and 1 < losses["training"] < 6
     assert 1 < losses["bigram"] < 4
-    assert re.findall(r"^step +(\d): validation", done.stdout, re.M) == ["2", "4"]
+    assert re.findall(r"^step +(\d): validation", done.stdout, re.M) == ["0", "2", "4"]
     assert "step 4/4" in done.stdout and "\r" not in done.stdout, "plain lines, because this is no terminal"
     assert "Block" in done.stdout and "head (tied to Embedding)" in done.stdout
     assert len(re.findall(r"^--- ", done.stdout, re.M)) == 2

@@ -1,5 +1,6 @@
 """A progress bar for a training loop that does not make the host wait for the device."""
 
+import shutil
 import sys
 import time
 from collections import deque
@@ -68,7 +69,9 @@ class Progress:
             from tqdm import tqdm
         except ImportError:
             return self.note("Plain lines, because tqdm is not installed; for a bar: pip install 'jaxpipe[progress]'.")
-        return tqdm(total=self.total_steps, file=self._stream, bar_format=BAR, dynamic_ncols=True)
+        # Not tqdm's own look at the terminal: on one that claims 0 columns or rows it would show nothing.
+        width, height = shutil.get_terminal_size()
+        return tqdm(total=self.total_steps, file=self._stream, bar_format=BAR, ncols=width, nrows=height)
 
     def _fetch(self, wait: bool) -> None:
         # Devices finish steps in order, so the first one that is not ready ends the search.

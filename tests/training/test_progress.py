@@ -1,6 +1,7 @@
 """`Progress` shows finished steps, never makes the host wait inside the loop, and does not flood a log."""
 
 import io
+import os
 import sys
 
 import jax.numpy as jnp
@@ -103,6 +104,18 @@ def test_bar_on_a_terminal():
     shown = out.getvalue()
     assert "100%|" in shown and "step 3/3  loss 1.000" in shown and "tokens/s" in shown
     assert "half of it\n" in shown and "half of it\r" not in shown
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="this system has no pseudo-terminals")
+def test_bar_on_a_terminal_without_a_size(monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("LINES", raising=False)
+    reader, writer = os.openpty()
+    with os.fdopen(writer, "w") as stream, Progress(1, stream=stream) as bar:
+        bar.update(1.0)
+    assert b"100%|" in os.read(reader, 10_000)
+    os.close(reader)
 
 
 def test_without_tqdm(monkeypatch):
