@@ -43,14 +43,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         default="layer",
         help="recompute per layer, stage, number of layers, or none",
     )
-    add("--steps", type=int, default=350)
+    add("--steps", type=int, default=260)
     add("--seq", type=int, default=128, help="bytes of a row")
     add("--d-model", type=int, default=144)
     add("--num-blocks", type=int, default=4)
     add("--heads", type=int, default=4)
     add("--dropout", type=float, default=0.05)
     add("--learning-rate", type=float, default=3e-3, help="at its peak, after the warm-up")
-    add("--eval-every", type=int, default=35, help="steps between evaluations")
+    add("--eval-every", type=int, default=26, help="steps between evaluations")
     add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
