@@ -18,7 +18,12 @@ def draw_curves(path: Path, losses: list[float], evaluations: list[tuple[int, fl
     step, final = evaluations[-1]
     for height, color in ((final, "#d1495b"), (bigram, "#444444")):
         axes.annotate(
-            f"{height:.2f}", (step, height), xytext=(0, 6), textcoords="offset points", color=color, ha="right"
+            f"{height:.2f}",
+            (step, height),
+            xytext=(0, 6 if height == bigram else -14),
+            textcoords="offset points",
+            color=color,
+            ha="right",
         )
     axes.set(xlabel="step", ylabel="loss, nats per byte", title="Next-byte loss on Python's standard library")
     axes.set_xlim(0, len(losses) * 1.01)
