@@ -9,6 +9,7 @@ from jaxpipe.engine import Engine as Engine
 from jaxpipe.engine import initialize as initialize
 from jaxpipe.executor import reference as reference
 from jaxpipe.mesh import make_mesh as make_mesh
+from jaxpipe.model import metrics as metrics
 from jaxpipe.model.layers import Layer as Layer
 from jaxpipe.model.layers import LayerSpec as LayerSpec
 from jaxpipe.model.layers import TiedLayerSpec as TiedLayerSpec

@@ -1,8 +1,9 @@
 """`Engine`: owns the state and the compiled steps. Wiring only."""
 
 import math
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import jax
@@ -11,7 +12,11 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.errors import DataError, NonFiniteError
+from jaxpipe.evaluation import dataset
+from jaxpipe.evaluation.evaluator import answer, options_of
 from jaxpipe.executor.batch import check_batch
+from jaxpipe.executor.evaluate import Options
+from jaxpipe.executor.tally import MetricsFn
 from jaxpipe.mesh import data_size
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.shapes import aval, describe
@@ -20,6 +25,7 @@ from jaxpipe.training import data
 from jaxpipe.training.checks import is_count
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import StepInfo, make_step
+from jaxpipe.training.progress import Progress
 from jaxpipe.training.state import TrainState, make_state
 
 
@@ -83,28 +89,88 @@ class Engine:
         reduce_output: str | None = "avg",
         bcast_loss: bool = True,
         num_micro_batches: int | None = None,
+        *,
+        return_metrics: bool = False,
     ) -> Any:
-        """Evaluates the next micro-batches of an iterator; the training state is neither read for writing nor changed.
+        """Evaluates the next micro-batches of an iterator; the training state is not changed.
 
         Args:
-          data_iter: yields (inputs, labels); labels may be None without `compute_loss`.
-          return_logits: also return the outputs of every micro-batch, leaves [M, B, ...], in order.
+          data_iter: yields (inputs, labels); labels may be None without `compute_loss`. The micro-batches may differ in
+            their rows, and need not be multiples of the data ranks: loss and metrics are exact over the real rows.
+          return_logits: also return the outputs of every micro-batch, leaves [M, B, ...], in order; B is that of the
+            largest one, and rows that a smaller one does not have are zeros.
           compute_loss: without it only the outputs are returned.
           reduce_output: "avg" is the loss of all micro-batches as one batch, "sum" the sum over micro-batches, None one
             value per micro-batch, [M].
-          bcast_loss: the loss is on all devices; otherwise on those of the last rank only.
+          bcast_loss: loss and metrics are on all devices; otherwise on those of the last rank only.
           num_micro_batches: M of this call; that of training by default.
+          return_metrics: also return the metrics of `loss_fn`, a dict, each joined by its own rule; see `jaxpipe.metrics`.
 
         Returns:
-          `loss`, `(loss, outputs)` or `outputs`.
+          `loss`, `(loss, outputs)` or `outputs`; with `return_metrics` the dict behind it.
         """
+        options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics)
         count = self.config.num_micro_batches if num_micro_batches is None else num_micro_batches
         if not is_count(count):
             raise DataError(f"num_micro_batches={count!r} must be an integer, 1 or more.")
-        batch = self._pull(data_iter, count)
-        return self.pipe.evaluate(
-            self.state.params, batch, return_logits, compute_loss, reduce_output, bcast_loss=bcast_loss
+        evaluator = self.pipe.evaluator
+        groups = dataset.checked(data.put(data.pull(data_iter, count), self.pipe.mesh), evaluator, compute_loss)
+        return answer(evaluator.run(self.state.params, groups, options), options)
+
+    def evaluate(
+        self,
+        data_iter: Iterable[Batch],
+        num_batches: int | None = None,
+        metrics: MetricsFn | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> dict[str, Any]:
+        """Evaluates a whole data set.
+
+        The mean is taken over all rows of the data set (with a (sum, weight) loss over all weights), however unlike the
+        micro-batches are in size. While a batch runs, the next one is on its way to the devices.
+
+        Args:
+          data_iter: yields micro-batches (inputs, labels), of any number of rows; an iterator or anything that makes one,
+            such as a list or a loader. M of them, as many as in training, are one batch; the last one may have fewer.
+          num_batches: stop after so many batches; None: at the end of the data.
+          metrics: `metrics(outputs, labels)` gives more metrics than `loss_fn` does, in the same form. Pass the same
+            function in every call: another one compiles again. If the module has no `loss_fn`, there is no loss then.
+          progress: show a progress bar; None: if the output is a terminal.
+
+        Returns:
+          `{"loss": ..., name of each metric: ...}`, Python numbers, numpy arrays where a metric is an array.
+
+        Raises:
+          DataError: there is no data, or it does not fit.
+        """
+        has_loss = self.pipe.module.loss_fn is not None or metrics is None
+        options = Options(loss=has_loss, metrics=True, metrics_fn=metrics, reduce_output=None, raw=True)
+        evaluator, count = self.pipe.evaluator, self.config.num_micro_batches
+        total = -(-len(data_iter) // count) if isinstance(data_iter, Sized) else num_batches
+        bar = Progress(
+            total if num_batches is None or total is None else min(total, num_batches),
+            unit="batch",
+            enabled=sys.stdout.isatty() if progress is None else progress,
         )
+        source = dataset.batches(data_iter, count, num_batches, evaluator, labels=True)
+        return dataset.evaluate(evaluator, self.state.params, source, options, bar)
+
+    def predict(self, data_iter: Iterable[Batch], num_batches: int | None = None) -> Iterator[Any]:
+        """The outputs for a whole data set, batch by batch.
+
+        Args:
+          data_iter: as for `evaluate`; labels are not looked at.
+          num_batches: stop after so many batches; None: at the end of the data.
+
+        Yields:
+          Outputs with leaves [M, B, ...], in order, on the devices of the last rank; the next batch is being computed
+          meanwhile. Micro-batches with another number of rows than those before them begin a batch of their own.
+        """
+        evaluator = self.pipe.evaluator
+        source = dataset.batches(data_iter, self.config.num_micro_batches, num_batches, evaluator, labels=False)
+        options = options_of(True, False, None, True)
+        return dataset.predict(evaluator, lambda: self.state.params, source, options)
 
     @property
     def global_steps(self) -> int:
@@ -122,7 +188,9 @@ class Engine:
         return jax.tree.map(lambda a: jnp.copy(a) if id(a) in own else a, self.pipe.to_layers(self.state.params))
 
     def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
-        return data.stack(data.pull(data_iter, count), self.pipe.mesh)
+        items = data.pull(data_iter, count)
+        data.check_alike(items)
+        return data.stack(items, self.pipe.mesh)
 
     def _may_look(self) -> bool:
         """Whether to look at the oldest unchecked step: when it has finished, so that the host never waits.

@@ -1,29 +1,26 @@
 """`Pipeline`: the functional core. Pure functions of params and a batch, ready for a hand-written training loop."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.core import Tracer
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxpipe import schedules
 from jaxpipe.errors import ConfigError, LayerError
-from jaxpipe.executor import evaluate as _evaluate
+from jaxpipe.evaluation.evaluator import Evaluator, answer, options_of, with_places
 from jaxpipe.executor import train as _train
 from jaxpipe.executor.batch import check_batch
+from jaxpipe.executor.evaluate import Options
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
-from jaxpipe.mesh import pipe_size, rank_mesh
+from jaxpipe.mesh import pipe_size
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage, check_layers
 from jaxpipe.schedules import Schedule
 from jaxpipe.training.checks import check_remat, is_count
 
-P = PartitionSpec
 Params = Any
 Tree = Any
 Batch = tuple[Tree, Tree]
@@ -62,7 +59,7 @@ class Pipeline:
         self._poison = poison
         self._storage: Storage | None = None
         self._train = jax.jit(self.traceable_value_and_grad)
-        self._eval = jax.jit(self._evaluate, static_argnames=("outputs", "loss", "reduce_output", "broadcast"))
+        self.evaluator = Evaluator(lambda: self.storage, mesh)
 
     # ------------------------------------------------------------------------------------------------------- params
 
@@ -152,7 +149,9 @@ class Pipeline:
     def lower_train(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.stages.Lowered:
         """The training program, lowered; takes arrays or ShapeDtypeStruct. `.compile().memory_analysis()` and so on."""
         inputs, labels = self._checked(batch)
-        return self._train.lower(avals_on(params, self.storage.shardings(self.mesh)), avals(inputs), avals(labels), key)
+        return self._train.lower(
+            with_places(params, self.storage.shardings(self.mesh)), avals(inputs), avals(labels), key
+        )
 
     def _checked(self, batch: Batch) -> Batch:
         inputs, labels, _ = check_batch(batch, self.num_micro_batches, self.mesh)
@@ -165,7 +164,7 @@ class Pipeline:
         """
         shapes = self.module.shapes(example[0])
         self._plan([s.params for s in shapes], shapes)
-        if self.module.loss_fn is None or example[1] is not None:
+        if self.module.loss_fn is not None and example[1] is not None:
             self.module.loss_shapes(shapes[-1].outputs, avals(example[1]))
 
     def traceable_value_and_grad(
@@ -188,31 +187,33 @@ class Pipeline:
         num_micro_batches: int | None = None,
         *,
         bcast_loss: bool = True,
+        return_metrics: bool = False,
+        spread_loss: bool | None = None,
     ) -> Any:
         """Runs the model forward, in evaluation mode, on a batch of any M, rows and sequence length.
 
         Args:
-          batch: (inputs, labels), leaves [M, B, ...]; labels may be None without `compute_loss`.
+          batch: (inputs, labels), leaves [M, B, ...]; labels may be None without `compute_loss`. B need not be a multiple
+            of the data ranks (except inside a caller's `jit`).
           return_logits: also return the outputs of every micro-batch.
           compute_loss: without it only outputs are returned, and neither labels nor a `loss_fn` are needed.
           reduce_output: "avg" is the loss of the whole batch, "sum" the sum over micro-batches, None one value each, [M].
           num_micro_batches: if given, M must be this.
-          bcast_loss: False leaves the loss on the devices of the last rank; the program then has no broadcast.
+          bcast_loss: False leaves loss and metrics on the devices of the last rank; the program then has no broadcast.
+          return_metrics: also return the metrics that `loss_fn` gives beside the loss, each joined over the whole batch by
+            its own rule (see `jaxpipe.metrics`).
+          spread_loss: whether all ranks share the work of the layers behind the last repeated block and of the loss, a
+            micro-batch each, instead of the last rank doing all of it. None: where that is faster, judged by FLOPs. It is
+            possible with several ranks, no outputs or values per row asked for, and `bcast_loss`.
 
         Returns:
-          `loss`, `(loss, outputs)` or `outputs`. Leaves of outputs are [M, B, ...], in order, on the devices of the last
-          rank and sharded over its data ranks (inside a caller's `jit`, on all of them).
+          `loss`, `(loss, outputs)` or `outputs`, with `return_metrics` a dict behind it. Leaves of outputs are [M, B, ...],
+          in order, on the devices of the last rank and sharded over its data ranks (inside a caller's `jit`, on all of
+          them).
         """
-        inputs, labels, options = self._eval_arguments(
-            batch, return_logits, compute_loss, reduce_output, num_micro_batches, bcast_loss
-        )
-        loss, outputs = self._eval(params, inputs, labels, **options)
-        if loss is not None and not bcast_loss:
-            loss = jax.tree.map(lambda a: a[0], self._last_rank(loss, 1))
-        if not options["outputs"]:
-            return loss
-        outputs = self._last_rank(outputs, jax.tree.leaves(inputs)[0].shape[0])
-        return (loss, outputs) if compute_loss else outputs
+        options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics, spread_loss)
+        batch = self._checked_eval(batch, num_micro_batches, options, any_rows=True)
+        return answer(self.evaluator.run(params, [batch], options), options)
 
     def lower_eval(self, params: Params, batch: Batch, **options: Any) -> jax.stages.Lowered:
         """The evaluation program, lowered; options as for `evaluate`."""
@@ -222,63 +223,20 @@ class Pipeline:
             "reduce_output": "avg",
             "num_micro_batches": None,
             "bcast_loss": True,
+            "return_metrics": False,
+            "spread_loss": None,
         }
         unknown = sorted(set(options) - set(defaults))
         if unknown:
             raise ConfigError(f"lower_eval got the options {unknown}; it knows {sorted(defaults)}.")
-        inputs, labels, static = self._eval_arguments(batch, **{**defaults, **options})
-        params = avals_on(params, self.storage.shardings(self.mesh))
-        return self._eval.lower(params, avals(inputs), avals(labels), **static)
+        arguments = {**defaults, **options}
+        num_micro_batches = arguments.pop("num_micro_batches")
+        chosen = options_of(**arguments)
+        batch = self._checked_eval(batch, num_micro_batches, chosen)
+        return self.evaluator.lower(with_places(params, self.storage.shardings(self.mesh)), batch, chosen)
 
-    def _eval_arguments(
-        self,
-        batch: Batch,
-        return_logits: bool,
-        compute_loss: bool,
-        reduce_output: str | None,
-        num_micro_batches: int | None,
-        bcast_loss: bool,
-    ) -> tuple[Tree, Tree, dict[str, Any]]:
-        if reduce_output not in _evaluate.REDUCTIONS:
-            raise ConfigError(
-                f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).'
-            )
-        inputs, labels, _ = check_batch(batch, num_micro_batches, self.mesh, needs_labels=compute_loss)
-        static = {
-            "outputs": return_logits or not compute_loss,
-            "loss": compute_loss,
-            "reduce_output": reduce_output if compute_loss else None,
-            "broadcast": bcast_loss or not compute_loss,
-        }
-        return inputs, labels if compute_loss else None, static
-
-    def _evaluate(self, params: Params, inputs: Tree, labels: Tree, **options: Any) -> Any:
-        num_micro_batches = jax.tree.leaves(inputs)[0].shape[0]
-        program = _forward_program(self.num_stages, num_micro_batches)
-        return _evaluate.evaluate(self.storage, self.mesh, program, params, inputs, labels, **options)
-
-    def _last_rank(self, tree: Tree, length: int) -> Tree:
-        """The part of leaves [S * length, ...] that the last rank holds: taken where it lies, nothing moves."""
-        mesh = rank_mesh(self.mesh, self.num_stages - 1)
-
-        def one(leaf: jax.Array) -> jax.Array:
-            if isinstance(leaf, Tracer):
-                return leaf[-length:]
-            assert isinstance(leaf.sharding, NamedSharding)
-            sharding = NamedSharding(mesh, P(None, *leaf.sharding.spec[1:]))
-            mine = set(mesh.devices.flat)
-            parts = [shard.data for shard in leaf.addressable_shards if shard.device in mine]
-            shape = (length, *leaf.shape[1:])
-            return jax.make_array_from_single_device_arrays(shape, sharding, parts, dtype=leaf.dtype)
-
-        return jax.tree.map(one, tree)
-
-
-@functools.lru_cache(maxsize=128)
-def _forward_program(num_stages: int, num_micro_batches: int) -> Program:
-    return lower(schedules.forward_only(num_stages, num_micro_batches))
-
-
-def avals_on(tree: Tree, shardings: Tree) -> Tree:
-    """Abstract values that say where the leaves are."""
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=s), tree, shardings)
+    def _checked_eval(
+        self, batch: Batch, num_micro_batches: int | None, options: Options, any_rows: bool = False
+    ) -> Batch:
+        inputs, labels, _ = check_batch(batch, num_micro_batches, self.mesh, options.loss, any_rows)
+        return inputs, labels if options.loss else None

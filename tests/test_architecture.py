@@ -20,10 +20,11 @@ FLOOR = {
     "lowering": 4,
     "executor": 5,
     "training": 6,
-    "pipeline": 7,
-    "engine": 8,
-    "cli": 9,
-    "__main__": 10,
+    "evaluation": 7,
+    "pipeline": 8,
+    "engine": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 # Cycles inside a folder, each broken by an import inside a function.

@@ -15,12 +15,13 @@ Tree = Any
 
 
 def check_batch(
-    batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True
+    batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False
 ) -> tuple[Tree, Tree, int]:
     """Splits a batch into (inputs, labels, M).
 
     Args:
       num_micro_batches: what M must be, or None if any will do.
+      any_rows: the rows need not be a multiple of the data ranks.
 
     Raises:
       DataError: naming the leaf, what was expected and what was found.
@@ -51,7 +52,7 @@ def check_batch(
                 f"{name} is {describe(leaf)}: its first dim is {shape[0]}, but there are {found} micro-batches. Leaves of "
                 f"a batch are [M, B, ...] with M = {found}: reshape it, or change num_micro_batches."
             )
-        if shape[1] % ranks or not shape[1]:
+        if not shape[1] or (shape[1] % ranks and not any_rows):
             raise DataError(
                 f"{name} is {describe(leaf)}: its {shape[1]} rows per micro-batch cannot be split evenly over {ranks} data "
                 f"ranks. Use a multiple of {ranks}."

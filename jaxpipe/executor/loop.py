@@ -43,6 +43,18 @@ class Now(NamedTuple):
 Branch = tuple[Callable[[State, Inbox, Now], tuple[State, Inbox]], Sequence[str]]
 
 
+class Pause(NamedTuple):
+    """Something that all ranks do at once between ticks, for programs whose loop has one tick in its body.
+
+    After the first `first` ticks, and then after every `every` ticks and the last one: `run(turn, state) -> state`, turns
+    counted from 0.
+    """
+
+    first: int
+    every: int
+    run: Callable[[jax.Array, State], State]
+
+
 class Wires(NamedTuple):
     """Shapes of what is permuted in each direction."""
 
@@ -59,6 +71,7 @@ def run(
     wires: Wires,
     *,
     poison: bool = False,
+    pause: Pause | None = None,
 ) -> State:
     """Runs a program inside `shard_map`.
 
@@ -69,6 +82,7 @@ def run(
       state: what the branches read and change, by name.
       wires: shapes of the messages.
       poison: fill buffers and messages that nothing was written to with NaN instead of zeros.
+      pause: interrupts the ticks.
     """
     sizes = {FORWARD: program.forward_slots, BACKWARD: program.backward_slots}
     specs = {FORWARD: wires.forward, BACKWARD: wires.backward}
@@ -101,8 +115,37 @@ def run(
             return state, inbox
 
         # Not a scan: an array of iteration numbers would be the one buffer that grows with the number of micro-batches.
-        state, inbox = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, (state, inbox))
+        if pause is None:
+            state, inbox = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, (state, inbox))
+        else:
+            assert loop.period == 1 and len(program.loops) == 1
+            state, inbox = _run_with_pauses(body, loop.num_iterations, pause, (state, inbox))
     return state
+
+
+def _run_with_pauses(body: Any, num_ticks: int, pause: Pause, carry: tuple[State, Inbox]) -> tuple[State, Inbox]:
+    def one_round(turn: jax.Array, carry: tuple[State, Inbox]) -> tuple[State, Inbox]:
+        start = pause.first + turn * pause.every
+        stop = jnp.minimum(start + pause.every, num_ticks)
+        state, inbox = jax.lax.fori_loop(start, stop, body, carry)
+        return pause.run(turn, state), inbox
+
+    first = min(pause.first, num_ticks)
+    carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(first), body, carry)
+    rounds = -((first - num_ticks) // pause.every)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(rounds), one_round, carry)
+
+
+def run_if(wanted: jax.Array, function: Callable[..., State], changed: State, *operands: Any) -> State:
+    """`function(changed, *operands)` if `wanted`, else `changed`; a loop of no or one iteration, like every branch here."""
+
+    def once(carry: Any) -> Any:
+        ran, changed = carry
+        ran, here = jax.lax.optimization_barrier((ran, operands))
+        return ran + 1, function(changed, *here)
+
+    times = wanted.astype(jnp.int32)
+    return jax.lax.while_loop(lambda carry: carry[0] < times, once, (jnp.int32(0), changed))[1]
 
 
 class _Phase:

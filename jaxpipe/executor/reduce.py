@@ -4,9 +4,12 @@ Losses and gradients are reduced here, once per step, and never inside a differe
 axes the transpose of a psum multiplies gradients by the size of the axis.
 """
 
+import itertools
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpipe.executor.unit import split_inexact
@@ -27,6 +30,45 @@ def total(tree: Tree, mesh: Mesh, *axes: str) -> Tree:
     """Sum over mesh axes."""
     axes = over(mesh, *axes)
     return jax.lax.psum(tree, axes) if axes else tree
+
+
+def joined(sums: Tree, largest: Tree, place: jax.Array, mesh: Mesh, *axes: str) -> Any:
+    """Sums and maxima over mesh axes in one all-reduce.
+
+    It takes one vector per dtype, in which each device has places of its own for its maxima.
+
+    Args:
+      place: number of this device among those of the axes.
+
+    Returns:
+      The entries of `sums`, and `largest`, joined.
+    """
+    axes = over(mesh, *axes)
+    if not axes:
+        return (*sums, largest)
+    places = math.prod(mesh.shape[axis] for axis in axes)
+    spread = jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype).at[place].set(a), largest)
+    leaves, structure = jax.tree.flatten((sums, spread))
+    by_dtype: dict[Any, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        by_dtype.setdefault(leaf.dtype, []).append(index)
+    packed = [jnp.concatenate([leaves[i].ravel() for i in group]) for group in by_dtype.values()]
+    for group, vector in zip(by_dtype.values(), jax.lax.psum(packed, axes), strict=True):
+        ends = list(itertools.accumulate(leaves[i].size for i in group))
+        for i, part in zip(group, jnp.split(vector, ends[:-1]), strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    sums, spread = jax.tree.unflatten(structure, leaves)
+    return (*sums, jax.tree.map(lambda a: a.max(axis=0), spread))
+
+
+def deal(tree: Tree, mesh: Mesh) -> Tree:
+    """Gives rank r entry r of the leaves [S, ...] that the last rank holds; those of all other ranks are zeros."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        wide = leaf.astype(jnp.int8) if leaf.dtype == bool else leaf
+        return jax.lax.psum_scatter(wide, PIPE, scatter_dimension=0).astype(leaf.dtype)
+
+    return jax.tree.map(one, tree) if pipe_size(mesh) > 1 else jax.tree.map(lambda a: a[0], tree)
 
 
 def assemble(storage: Storage, params: Params) -> Params:

@@ -51,8 +51,8 @@ def value_and_grad(
     layers, (inputs, labels) = jax.device_put((list(layers), batch), jax.devices()[0])
 
     def part_loss(layers: list[Any], x: Tree, labels: Tree, part_key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        total, weight, _ = loss_terms(module.loss_fn, forward(module, layers, x, part_key, train=True), labels)
-        return total, weight
+        terms = loss_terms(module.loss_fn, forward(module, layers, x, part_key, train=True), labels)
+        return terms.total, terms.weight
 
     step = jax.jit(jax.value_and_grad(part_loss, has_aux=True, allow_int=True))
     total: Any = 0.0

@@ -53,10 +53,7 @@ class StageProgram:
 
     def __init__(self, stage: Stage, params: Params, buffers: Store, remat: Any, loss_fn: LossFn | None, key: Any):
         self.stage, self.loss_fn = stage, loss_fn
-        body, tail = list(stage.parts), []
-        while stage.is_last and body and body[-1].count == 1 and body[-1].stack is None:
-            tail.insert(0, body.pop())
-        self.tail = tuple(tail)
+        body, self.tail = split_tail(stage)
         cursor = buffers.cursor()
         self.segments: list[_Segment] = []
         x = stage.inputs
@@ -144,8 +141,8 @@ class StageProgram:
 
         def loss(param_leaves: Leaves, x_leaves: Leaves) -> tuple[jax.Array, jax.Array]:
             y = _run(self.tail, with_params(param_leaves), with_x(x_leaves), keys, train=True)
-            total, weight, _ = loss_terms(self.loss_fn, y, micro_batch.labels)
-            return total, weight
+            terms = loss_terms(self.loss_fn, y, micro_batch.labels)
+            return terms.total, terms.weight
 
         (total, weight), (dparams, dx) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(param_leaves, x_leaves)
         return total, weight, dx, add(grads, self.tail, 0, held, dparams)
@@ -160,9 +157,17 @@ class StageProgram:
         return held, _keys(segment.unit.parts, micro_batch.key, first_layer, repeat)
 
 
-def evaluate(stage: Stage, params: Params, x: Tree) -> Tree:
-    """The whole stage in evaluation mode; nothing is saved."""
-    for part in stage.parts:
+def split_tail(stage: Stage) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """The parts of a stage up to its tail, and the tail: the trailing single layers of the last stage."""
+    parts, start = stage.parts, len(stage.parts)
+    while stage.is_last and start and parts[start - 1].count == 1 and parts[start - 1].stack is None:
+        start -= 1
+    return parts[:start], parts[start:]
+
+
+def evaluate(parts: Sequence[Part], params: Params, x: Tree) -> Tree:
+    """Parts of a stage in evaluation mode; nothing is saved."""
+    for part in parts:
 
         def step(x: Tree, repeat: Any, part: Part = part) -> tuple[Tree, None]:
             one = replace(part, count=1)

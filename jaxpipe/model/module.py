@@ -30,7 +30,8 @@ class PipelineModule:
       layers: `Layer`, `LayerSpec`, `TiedLayerSpec` or other callables; each takes what the one before it returns, as one
         positional argument (any pytree).
       loss_fn: `loss_fn(outputs, labels)` returns a scalar mean, or (sum, weight) for an exact weighted mean; either may be
-        the first of a pair with a dict of metrics. None: the last layer's output is the loss.
+        the first of a pair with a dict of metrics (see `jaxpipe.metrics`), or the entry "loss" of a dict with them.
+        None: the last layer's output is the loss.
       partition_method: "uniform", "parameters", "cost" (FLOPs as XLA counts them), "type:<regex>" (balances the layers
         whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`.
     """
@@ -44,6 +45,7 @@ class PipelineModule:
         self.layers: tuple[BoundLayer, ...] = bind(layers)
         self.loss_fn = loss_fn
         self.partition_method = partition_method
+        self._counted_flops: dict[tuple[Any, ...], int] = {}
         first_use: dict[str, int] = {}
         for index, layer in enumerate(self.layers):
             if layer.tie is not None:
@@ -113,7 +115,7 @@ class PipelineModule:
           LossError: `loss_fn` returns something else. DataError: it needs labels, and there are none.
         """
         try:
-            total, weight, _ = jax.eval_shape(lambda y, t: loss_terms(self.loss_fn, y, t), outputs, labels)
+            total, weight = jax.eval_shape(lambda y, t: loss_terms(self.loss_fn, y, t)[:2], outputs, labels)
         except LossError:
             raise
         except Exception as error:
@@ -143,7 +145,7 @@ class PipelineModule:
         def weights(method: str) -> list[int]:
             if method == "parameters":
                 return [sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(s.params)) for s in shapes()]
-            return self._flops(shapes())
+            return self.flops(shapes())
 
         return partition.partition(
             self.partition_method,
@@ -153,8 +155,9 @@ class PipelineModule:
             weights=weights,
         )
 
-    def _flops(self, shapes: list[LayerShapes]) -> list[int]:
-        counted: dict[tuple[Any, ...], int] = {}
+    def flops(self, shapes: list[LayerShapes]) -> list[int]:
+        """Floating-point operations of each layer's forward, as XLA counts them before it optimizes."""
+        counted = self._counted_flops
         flops = []
         for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True)):
             held = shapes[self.owners[index]].params

@@ -4,7 +4,7 @@ A part is a run of like layers (scanned over their stack) or a single layer. Sta
 same program: three for a usual transformer (first, middle, last), whatever the number of ranks.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -63,13 +63,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage computes. Equal stages are one program."""
+    """What one stage computes. Equal stages are one program.
+
+    Attributes:
+      inputs, outputs: abstract values of what the stage takes and returns; `part_inputs` of what each part takes.
+    """
 
     parts: tuple[Part, ...]
     is_first: bool
     is_last: bool
     inputs: Tree
     outputs: Tree
+    part_inputs: tuple[Tree, ...] = field(default=(), compare=False, repr=False)
 
     def program_key(self) -> Any:
         """Equal for stages that run the same program."""
@@ -83,13 +88,16 @@ def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
     for stage in range(storage.num_ranks):
         start, stop = storage.boundaries[stage], storage.boundaries[stage + 1]
         parts: list[Part] = []
+        taken: list[Tree] = []
         for index in range(start, stop):
             part = _single(storage, index, start)
             if parts and _continues(parts[-1], part, shapes[index - 1], shapes[index]):
                 parts[-1] = replace(parts[-1], count=parts[-1].count + 1)
             else:
                 parts.append(part)
-        stages.append(Stage(tuple(parts), stage == 0, stage == last, shapes[start].inputs, shapes[stop - 1].outputs))
+                taken.append(shapes[index].inputs)
+        ends = shapes[start].inputs, shapes[stop - 1].outputs
+        stages.append(Stage(tuple(parts), stage == 0, stage == last, *ends, part_inputs=tuple(taken)))
     return stages
 
 

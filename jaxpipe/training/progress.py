@@ -10,11 +10,11 @@ __all__ = ["Progress"]
 
 # Without a terminal: a line after so many seconds, but not before this part of the steps is done.
 SECONDS_PER_LINE, LINES = 10.0, 100
-BAR = "{percentage:3.0f}%|{bar}| {desc}"
+BAR, NO_BAR = "{percentage:3.0f}%|{bar}| {desc}", "{desc}"
 
 
 class Progress:
-    """Shows how far training is: `with Progress(total_steps, tokens_per_step) as bar: bar.update(loss)`.
+    """Shows how far a loop is: `with Progress(total_steps, tokens_per_step) as bar: bar.update(loss)`.
 
     `update` takes the loss as a device scalar and fetches it late: what is shown is the newest loss that has already
     been computed. A step counts when it has finished, not when it was dispatched, so the speed is the device's. Only the
@@ -24,18 +24,25 @@ class Progress:
     in all, where the output is a file or a pipe, or tqdm is missing.
 
     Args:
-        total_steps: number of `update` calls to come.
+        total_steps: number of `update` calls to come; None if that is not known.
         tokens_per_step: for the speed in tokens/s; 0 gives it in steps/s.
+        unit: what one `update` is called.
         stream: where to write; standard output by default.
         enabled: False shows nothing. With several processes pass `jax.process_index() == 0`.
     """
 
     def __init__(
-        self, total_steps: int, tokens_per_step: int = 0, *, stream: TextIO | None = None, enabled: bool = True
+        self,
+        total_steps: int | None,
+        tokens_per_step: int = 0,
+        *,
+        unit: str = "step",
+        stream: TextIO | None = None,
+        enabled: bool = True,
     ):
-        self.total_steps, self.tokens_per_step, self.finished = total_steps, tokens_per_step, 0
+        self.total_steps, self.tokens_per_step, self.finished, self.unit = total_steps, tokens_per_step, 0, unit
         self._stream, self._enabled, self._bar = stream or sys.stdout, enabled, None
-        self._pending, self._loss = deque[Any](), float("nan")
+        self._pending, self._loss = deque[Any](), None
         self._line = time.monotonic(), 0  # when the last line was written, and at which step
         self._base: tuple[float, int] | None = None  # the same for the start of the clock, after compilation
         if enabled and self._stream.isatty():
@@ -52,7 +59,7 @@ class Progress:
             self._bar.close()
 
     def update(self, loss: Any) -> None:
-        """One more step was dispatched. `loss` is a number, or an array that need not be computed yet."""
+        """One more step was dispatched. `loss` is a number, an array that need not be computed yet, or None."""
         self._pending.append(loss)
         self._fetch(wait=False)
         self._show(last=False)
@@ -71,12 +78,19 @@ class Progress:
             return self.note("Plain lines, because tqdm is not installed; for a bar: pip install 'jaxpipe[progress]'.")
         # Not tqdm's own look at the terminal: on one that claims 0 columns or rows it would show nothing.
         width, height = shutil.get_terminal_size()
-        return tqdm(total=self.total_steps, file=self._stream, bar_format=BAR, ncols=width, nrows=height)
+        return tqdm(
+            total=self.total_steps,
+            file=self._stream,
+            bar_format=NO_BAR if self.total_steps is None else BAR,
+            ncols=width,
+            nrows=height,
+        )
 
     def _fetch(self, wait: bool) -> None:
         # Devices finish steps in order, so the first one that is not ready ends the search.
         while self._pending and (wait or getattr(self._pending[0], "is_ready", lambda: True)()):
-            self._loss = float(self._pending.popleft())
+            loss = self._pending.popleft()
+            self._loss = None if loss is None else float(loss)
             self.finished += 1
         if self._base is None and self.finished:
             self._base = time.monotonic(), self.finished
@@ -86,19 +100,24 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(self._status(now), refresh=last)
             self._bar.update(self.finished - self._bar.n)
-        elif steps and (last or (now - self._line[0] >= SECONDS_PER_LINE and steps >= self.total_steps / LINES)):
+        elif steps and (last or (now - self._line[0] >= SECONDS_PER_LINE and steps >= (self.total_steps or 0) / LINES)):
             self.note(self._status(now))
             self._line = now, self.finished
 
     def _status(self, now: float) -> str:
         """Such as `step 30/200  loss 2.104  4,500 tokens/s  1:12 left`."""
-        text = f"step {self.finished}/{self.total_steps}"
+        text = f"{self.unit} {self.finished}" + ("" if self.total_steps is None else f"/{self.total_steps}")
         base, steps = self._base or (now, self.finished)
-        if self.finished:
+        if self.finished and self._loss is not None:
             text += f"  loss {self._loss:.3f}"
         if self.finished == steps or now == base:  # no step since the clock started
             return text
         per_step = (now - base) / (self.finished - steps)
+        if self.tokens_per_step:
+            text += f"  {self.tokens_per_step / per_step:,.0f} tokens/s"
+        else:
+            text += f"  {1 / per_step:.2f} {self.unit}{'es' if self.unit.endswith('ch') else 's'}/s"
+        if self.total_steps is None:
+            return text
         left = round((self.total_steps - self.finished) * per_step)
-        rate = f"{self.tokens_per_step / per_step:,.0f} tokens" if self.tokens_per_step else f"{1 / per_step:.2f} steps"
-        return f"{text}  {rate}/s  {left // 60}:{left % 60:02d} left"
+        return f"{text}  {left // 60}:{left % 60:02d} left"

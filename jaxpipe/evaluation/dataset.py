@@ -1,0 +1,123 @@
+"""Whole data sets: batch after batch, the next one under way to the devices while one is running."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpipe.errors import DataError
+from jaxpipe.evaluation.evaluator import Batch, Evaluator, Params
+from jaxpipe.executor.batch import check_batch
+from jaxpipe.executor.evaluate import Options
+from jaxpipe.model.metrics import Joined
+from jaxpipe.training import data
+from jaxpipe.training.checks import is_count
+from jaxpipe.training.progress import Progress
+
+Tree = Any
+Sums = tuple[Any, dict[str, Joined]]  # (total, weight) of the loss or None, and the metrics, on the host
+# Batches whose results the host has not asked for yet: one running, one waiting behind it with its data in place.
+IN_FLIGHT = 2
+
+
+def batches(
+    source: Iterable[Batch], num_micro_batches: int, num_batches: int | None, evaluator: Evaluator, labels: bool
+) -> Iterator[list[Batch]]:
+    """Groups of micro-batches, M in all, until the data or `num_batches` end; see `Evaluator.run`."""
+    if not isinstance(source, Iterable):
+        raise DataError(f"data_iter is a {type(source).__name__}, which yields nothing. Pass an iterator or a loader.")
+    if num_batches is not None and not is_count(num_batches):
+        raise DataError(f"num_batches={num_batches!r} must be an integer, 1 or more, or None for all there is.")
+    return _batches(iter(source), num_micro_batches, num_batches, evaluator, labels)
+
+
+def _batches(
+    source: Iterator[Batch], num_micro_batches: int, num_batches: int | None, evaluator: Evaluator, labels: bool
+) -> Iterator[list[Batch]]:
+    count = 0
+    while num_batches is None or count < num_batches:
+        items = data.take(source, num_micro_batches)
+        if items:
+            count += 1
+            yield checked(data.put(items, evaluator.mesh), evaluator, labels)
+        if len(items) < num_micro_batches:
+            return
+
+
+def checked(groups: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
+    """The groups, without labels if they are not wanted; raises DataError as `check_batch` does."""
+    found = []
+    for group in groups:
+        inputs, given, _ = check_batch(group, None, evaluator.mesh, labels, any_rows=True)
+        found.append((inputs, given if labels else None))
+    return found
+
+
+def evaluate(
+    evaluator: Evaluator, params: Params, source: Iterator[list[Batch]], options: Options, progress: Progress
+) -> dict[str, Any]:
+    """The loss and the metrics over all batches, as plain floats (arrays where a metric is one)."""
+    sums: Sums | None = None
+    rows: dict[str, list[np.ndarray]] = {}
+    pending: deque[Any] = deque()
+
+    def fetch() -> None:
+        nonlocal sums
+        found = jax.device_get(pending.popleft())
+        sums = _wide(found) if sums is None else _plus(sums, _wide(found))
+        for name, values in found["rows"].items():
+            rows.setdefault(name, []).append(values)
+        progress.update(_loss(sums))
+
+    with progress:
+        for groups in source:
+            found = evaluator.run(params, groups, options)
+            pending.append({name: found[name] for name in ("loss", "metrics", "rows")})
+            if len(pending) > IN_FLIGHT:
+                fetch()
+        while pending:
+            fetch()
+    if sums is None:
+        raise DataError("data_iter has ended: there is nothing to evaluate. Make a fresh one for each call.")
+    result = {} if sums[0] is None else {"loss": _loss(sums)}
+    result |= {name: _plain(joined.finish()) for name, joined in sums[1].items()}
+    return result | {name: np.concatenate(parts) for name, parts in rows.items()}
+
+
+def _wide(found: dict[str, Any]) -> Sums:
+    """Sums of one batch, in types that lose nothing over a long data set."""
+
+    def one(leaf: Any) -> Any:
+        return np.asarray(leaf, np.float64 if np.issubdtype(np.asarray(leaf).dtype, np.floating) else np.int64)
+
+    loss = None if found["loss"] is None else tuple(a.sum(dtype=np.float64) for a in found["loss"])
+    return jax.tree.map(one, (loss, found["metrics"]))
+
+
+def _plus(a: Sums, b: Sums) -> Sums:
+    loss = None if a[0] is None else tuple(x + y for x, y in zip(a[0], b[0], strict=True))
+    return loss, {name: joined + b[1][name] for name, joined in a[1].items()}
+
+
+def _loss(sums: Sums) -> float | None:
+    """Total over weight; NaN if nothing counted."""
+    return None if sums[0] is None else float(sums[0][0] / sums[0][1]) if sums[0][1] else float("nan")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if np.ndim(value) == 0 else np.asarray(value)
+
+
+def predict(
+    evaluator: Evaluator, params: Callable[[], Params], source: Iterator[list[Batch]], options: Options
+) -> Iterator[Tree]:
+    """Outputs batch by batch, leaves [M, B, ...]; while one is used, the next one is being computed."""
+    pending: deque[Tree] = deque()
+    for groups in source:
+        for group in groups:
+            pending.append(evaluator.run(params(), [group], options)["outputs"])
+            if len(pending) > 1:
+                yield pending.popleft()
+    yield from pending

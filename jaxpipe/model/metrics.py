@@ -1,0 +1,200 @@
+"""Metrics that a `loss_fn` returns beside the loss, each with the rule that joins it over micro-batches and data ranks.
+
+    def loss_fn(logits, labels):
+        hit = logits.argmax(-1) == labels
+        return loss, {
+            "accuracy": hit.mean(),                            # a plain value: Mean
+            "token_accuracy": ((hit * mask).sum(), mask.sum()),  # a pair: WeightedMean
+            "worst": jaxpipe.metrics.Max(each.max()),
+            "prediction": jaxpipe.metrics.Concat(logits.argmax(-1)),
+        }
+
+A rule has two halves. `terms` turns the value of one micro-batch on one data rank into arrays that can be joined, by
+adding them, by taking the larger one, or by putting rows behind each other; `finish` turns the joined arrays into the
+result. Nothing in between knows what a metric means.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpipe.errors import LossError
+from jaxpipe.model.shapes import describe, sum_dtype
+
+__all__ = ["Concat", "Joined", "Max", "Mean", "Metric", "Min", "Sum", "WeightedMean", "as_metrics"]
+
+Terms = tuple[Any, ...]
+
+ADD, LARGER, ROWS = "add", "larger", "rows"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Metric:
+    """Base of the rules; `value` is an array of any shape, or a number."""
+
+    value: Any
+    join: ClassVar[str] = ADD
+
+    def terms(self, rows: int) -> Terms:
+        """What is joined.
+
+        Args:
+          rows: of this micro-batch on this data rank; the weight of a plain mean.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def finish(terms: Terms) -> Any:
+        """The result from the joined terms."""
+        return terms[0]
+
+
+@jax.tree_util.register_dataclass
+class Mean(Metric):
+    """Mean over all rows; the value is a mean over the rows of its micro-batch."""
+
+    def terms(self, rows: int) -> Terms:
+        value = _floating(self.value)
+        return value * rows, jnp.full((), rows, value.dtype)
+
+    @staticmethod
+    def finish(terms: Terms) -> Any:
+        return _ratio(*terms)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WeightedMean(Metric):
+    """(sum of sums) / (sum of weights), exact however uneven the weights are; 0 where all weights are 0."""
+
+    weight: Any
+
+    def terms(self, rows: int) -> Terms:
+        del rows
+        value = _floating(self.value)
+        return value, _array(self.weight).astype(value.dtype)
+
+    @staticmethod
+    def finish(terms: Terms) -> Any:
+        return _ratio(*terms)
+
+
+@jax.tree_util.register_dataclass
+class Sum(Metric):
+    """Sum over all; integers stay integers."""
+
+    def terms(self, rows: int) -> Terms:
+        del rows
+        return (_summable(self.value),)
+
+
+@jax.tree_util.register_dataclass
+class Max(Metric):
+    """The largest value."""
+
+    join = LARGER
+
+    def terms(self, rows: int) -> Terms:
+        del rows
+        return (_summable(self.value),)
+
+
+@jax.tree_util.register_dataclass
+class Min(Metric):
+    """The smallest value."""
+
+    join = LARGER
+
+    def terms(self, rows: int) -> Terms:
+        del rows
+        return (-_summable(self.value),)
+
+    @staticmethod
+    def finish(terms: Terms) -> Any:
+        return -terms[0]
+
+
+@jax.tree_util.register_dataclass
+class Concat(Metric):
+    """All rows, in order; the leading dim of the value is the rows of the micro-batch."""
+
+    join = ROWS
+
+    def terms(self, rows: int) -> Terms:
+        value = _array(self.value)
+        if value.shape[:1] != (rows,):
+            raise LossError(
+                f"metrics.Concat holds {describe(value)}, but its leading dim must be the rows of the micro-batch ({rows} "
+                "on each data rank)."
+            )
+        return (value,)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Joined:
+    """Terms of a metric that were joined over some micro-batches, with the rule they follow."""
+
+    terms: Terms
+    rule: type[Metric] = field(metadata={"static": True})
+
+    def __add__(self, other: "Joined") -> "Joined":
+        """Joined once more: on the device, or (as numpy arrays) on the host."""
+        xp: Any = jnp if isinstance(self.terms[0], jax.Array) else np
+        join = xp.add if self.rule.join == ADD else xp.maximum
+        return Joined(tuple(join(a, b) for a, b in zip(self.terms, other.terms, strict=True)), self.rule)
+
+    def finish(self) -> Any:
+        """The result."""
+        return self.rule.finish(self.terms)
+
+
+def as_metrics(found: Any) -> dict[str, Metric]:
+    """A dict of metrics from what the user wrote: a bare value is a `Mean`, a pair a `WeightedMean`.
+
+    Raises:
+      LossError: it is no dict with strings as keys, a value is nothing of the kind, or a name is taken.
+    """
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise LossError(f"Metrics are a dict of names and values, got {found!r:.200}.")
+    made = {}
+    for name, value in found.items():
+        if name == "loss":
+            raise LossError('A metric cannot be named "loss": that is the name of the loss itself.')
+        if isinstance(value, (tuple, list)) and len(value) == 2:
+            value = WeightedMean(*value)
+        elif not isinstance(value, Metric):
+            value = Mean(value)
+        for part in (value.value, value.weight) if isinstance(value, WeightedMean) else (value.value,):
+            if not isinstance(part, (jax.Array, np.ndarray, np.generic, int, float)):
+                raise LossError(
+                    f"The metric {name!r} is a {type(part).__name__}. A metric is an array (its mean is taken), a pair "
+                    "(sum, weight), or one of jaxpipe.metrics.Sum, Max, Min, Concat."
+                )
+        made[name] = value
+    return made
+
+
+def _array(value: Any) -> jax.Array:
+    value = jnp.asarray(value)
+    return jax.lax.convert_element_type(value, value.dtype)  # not weakly typed
+
+
+def _summable(value: Any) -> jax.Array:
+    value = _array(value)
+    return value.astype(jnp.int32 if value.dtype == bool else sum_dtype(value.dtype))
+
+
+def _floating(value: Any) -> jax.Array:
+    value = _summable(value)
+    return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.zeros(()).dtype)
+
+
+def _ratio(total: Any, weight: Any) -> Any:
+    xp: Any = jnp if isinstance(total, jax.Array) else np  # on the host, in float64, between the batches of a data set
+    counted = weight != 0
+    return xp.where(counted, total / xp.where(counted, weight, xp.ones_like(weight)), xp.zeros_like(total))
