@@ -46,8 +46,8 @@ Branch = tuple[Callable[[State, Inbox, Now], tuple[State, Inbox]], Sequence[str]
 class Pause(NamedTuple):
     """Something that all ranks do at once between ticks, for programs whose loop has one tick in its body.
 
-    After the first `first` ticks, and then after every `every` ticks and the last one: `run(turn, state) -> state`, turns
-    counted from 0.
+    After `first` + `every` ticks, then after every `every` ticks, and after the last one: `run(turn, state) -> state`,
+    turns counted from 0. The program has more than `first` ticks.
     """
 
     first: int
@@ -125,14 +125,12 @@ def run(
 
 def _run_with_pauses(body: Any, num_ticks: int, pause: Pause, carry: tuple[State, Inbox]) -> tuple[State, Inbox]:
     def one_round(turn: jax.Array, carry: tuple[State, Inbox]) -> tuple[State, Inbox]:
-        start = pause.first + turn * pause.every
-        stop = jnp.minimum(start + pause.every, num_ticks)
-        state, inbox = jax.lax.fori_loop(start, stop, body, carry)
+        stop = pause.first + (turn + 1) * pause.every
+        start = jnp.where(turn == 0, 0, stop - pause.every)  # the first round has the first ticks as well
+        state, inbox = jax.lax.fori_loop(start, jnp.minimum(stop, num_ticks), body, carry)
         return pause.run(turn, state), inbox
 
-    first = min(pause.first, num_ticks)
-    carry = jax.lax.fori_loop(jnp.int32(0), jnp.int32(first), body, carry)
-    rounds = -((first - num_ticks) // pause.every)
+    rounds = -((pause.first - num_ticks) // pause.every)
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(rounds), one_round, carry)
 
 

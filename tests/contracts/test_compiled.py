@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import pytest
 
 import jaxpipe
-from tests.models import LENGTH, ROWS, VOCAB, tied
+from tests.models import LENGTH, ROWS, VOCAB, cross_entropy, tied
 
 SCHEDULES = ("1f1b", "eager_1f1b", "gpipe")
 
 
-def compiled(num_micro_batches, schedule="1f1b", stages=4, data=2, evaluate=False, **options):
-    pipe = jaxpipe.Pipeline(tied(), jaxpipe.make_mesh(pipe=stages, data=data), num_micro_batches, schedule)
+def compiled(num_micro_batches, schedule="1f1b", stages=4, data=2, evaluate=False, loss=cross_entropy, **options):
+    pipe = jaxpipe.Pipeline(tied(loss=loss), jaxpipe.make_mesh(pipe=stages, data=data), num_micro_batches, schedule)
     params = pipe.init(jax.random.key(0), jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32))
     batch = (jax.ShapeDtypeStruct((num_micro_batches, ROWS, LENGTH), jnp.int32),) * 2
     lowered = pipe.lower_eval(params, batch, **options) if evaluate else pipe.lower_train(params, batch)
@@ -142,7 +142,7 @@ def _dots_by_depth(text):
 @pytest.mark.parametrize("evaluate", [False, True])
 def test_idle_ticks_compute_nothing(programs, evaluate):
     """All work is in loops of no or one iteration (depth 2) or scans inside them; none was hoisted into every tick."""
-    text = compiled(8, evaluate=True).as_text() if evaluate else programs["text"]
+    text = compiled(8, evaluate=True, spread_loss=False).as_text() if evaluate else programs["text"]
     dots = _dots_by_depth(text)
     assert dots[2] and dots[3] and not dots[0] and not dots[1]
 
@@ -162,6 +162,27 @@ def test_evaluation_keeps_nothing_and_has_no_gradients():
     # Buffers of M logits exist only where they are asked for.
     assert f"f32[8,{ROWS // 2},{LENGTH},{VOCAB}]" not in small.as_text()
     assert f"f32[8,{ROWS // 2},{LENGTH},{VOCAB}]" in compiled(8, evaluate=True, return_logits=True).as_text()
+
+
+def test_shared_tail_in_the_compiled_evaluation():
+    """Tail and loss on all ranks in turn: permutes and memory as before, the head is not in the loop over ticks."""
+    small, large = (compiled(m, evaluate=True, spread_loss=True) for m in (8, 64))
+    temp = [c.memory_analysis().temp_size_in_bytes for c in (small, large)]
+    assert abs(temp[1] - temp[0]) <= 0.01 * temp[0] + 64 * 3 * 4
+    text = small.as_text()
+    assert sorted(sorted(pairs) for pairs in permutes(text)) == [[(0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)]]
+    assert _dots_by_depth(text)[2], "the tail is in a loop of no or one iteration in a loop over rounds"
+    assert len(re.findall(r"\breduce-scatter(?:-start)?\(", text)) == 1, "the last rank deals out once per round"
+
+
+def test_loss_and_metrics_are_one_reduction():
+    def loss(logits, labels):
+        value = cross_entropy(logits, labels)
+        hit = (logits.argmax(-1) == labels).astype(logits.dtype)
+        return value, {"hit": hit.mean(), "hits": (hit.sum(), 3.0), "top": jaxpipe.metrics.Max(logits.max((0, 1)))}
+
+    text = compiled(8, evaluate=True, loss=loss, return_metrics=True).as_text()
+    assert len(re.findall(r"\ball-reduce(?:-start)?\(", text)) == 1
 
 
 def test_without_broadcast_the_loss_does_not_cross_ranks():
