@@ -5,9 +5,10 @@ from importlib.metadata import version as _version
 
 from jaxpipe import errors as errors
 from jaxpipe import schedules as schedules
+from jaxpipe.checkpoint.load import load_layer as load_layer
 from jaxpipe.engine import Engine as Engine
-from jaxpipe.engine import initialize as initialize
 from jaxpipe.executor import reference as reference
+from jaxpipe.initialization import initialize as initialize
 from jaxpipe.mesh import make_mesh as make_mesh
 from jaxpipe.model import metrics as metrics
 from jaxpipe.model.layers import Layer as Layer

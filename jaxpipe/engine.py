@@ -1,32 +1,31 @@
 """`Engine`: owns the state and the compiled steps. Wiring only."""
 
-import math
+import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
-from jaxpipe.errors import DataError, NonFiniteError
+from jaxpipe.checkpoint import directory as folders
+from jaxpipe.checkpoint import load, save
+from jaxpipe.checkpoint.layout import Layout, place
+from jaxpipe.errors import DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
 from jaxpipe.executor.batch import check_batch
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.executor.tally import MetricsFn
-from jaxpipe.mesh import data_size
-from jaxpipe.model.module import PipelineModule
-from jaxpipe.model.shapes import aval, describe
 from jaxpipe.pipeline import Batch, Pipeline
 from jaxpipe.training import data
 from jaxpipe.training.checks import is_count
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import StepInfo, make_step
 from jaxpipe.training.progress import Progress
-from jaxpipe.training.state import TrainState, make_state
+from jaxpipe.training.state import make_state
+from jaxpipe.training.watch import Watch
 
 
 class Engine:
@@ -37,6 +36,8 @@ class Engine:
       config: the settings.
       state: params, optimizer state, step and key, on the mesh. Each `train_batch` donates it and puts a new one here.
       grad_norm: norm of the last step's gradient before clipping (a device scalar), or None.
+      train_calls: calls of `train_batch`, those whose step was not finite included.
+      micro_batches_seen: how many micro-batches training has taken, checkpoints included: where its data goes on.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Engine:
             donate_argnums=0,
             out_shardings=(shardings, StepInfo(everywhere, everywhere, everywhere)),
         )
-        self._calls = 0
-        self._unchecked: deque[tuple[int, StepInfo]] = deque()
+        self.train_calls = self.micro_batches_seen = 0
+        self._watch, self._shardings, self._saver = Watch(), shardings, save.Saver()
 
     def train_batch(self, data_iter: Iterator[Batch]) -> jax.Array:
         """One optimizer step on the next M micro-batches.
@@ -69,16 +70,17 @@ class Engine:
             and this call has not begun: call again to go on. (The check looks only at steps that have finished, so that
             the host never waits.)
         """
-        self._raise_if_not_finite()
+        self._watch.raise_if_not_finite()
         batch = self._pull(data_iter, self.config.num_micro_batches)
         inputs, labels, _ = check_batch(batch, self.config.num_micro_batches, self.pipe.mesh)
         self.state, info = self._step(self.state, inputs, labels)
-        self._calls += 1
-        self._unchecked.append((self._calls, info))
+        self.train_calls += 1
+        self.micro_batches_seen += self.config.num_micro_batches
+        self._watch.add(self.train_calls, info)
         self.grad_norm = info.grad_norm
         every = self.config.steps_per_print
-        if every is not None and self._calls % every == 0:
-            print(f"step {self._calls}: loss {float(info.loss):.4f}")
+        if every is not None and self.train_calls % every == 0:
+            print(f"step {self.train_calls}: loss {float(info.loss):.4f}")
         return info.loss
 
     def eval_batch(
@@ -187,77 +189,108 @@ class Engine:
         own = {id(leaf) for leaf in jax.tree.leaves(self.state.params)}
         return jax.tree.map(lambda a: jnp.copy(a) if id(a) in own else a, self.pipe.to_layers(self.state.params))
 
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(
+        self,
+        directory: str | os.PathLike[str],
+        tag: str | None = None,
+        client_state: dict[str, Any] | None = None,
+        save_latest: bool = True,
+        blocking: bool = True,
+        *,
+        keep: int | None = None,
+        data_iter: Any = None,
+    ) -> str:
+        """Writes the whole training state, one item per layer, so that it loads at any number of stages.
+
+        A writer that dies at any moment leaves the directory loadable: a checkpoint is there when all of it is.
+
+        Args:
+          directory: of a mounted file system; made if need be.
+          tag: name of the checkpoint; `global_step<N>` by default. One of that name is replaced.
+          client_state: a dict that `load_checkpoint` returns: numbers, strings, lists, dicts.
+          save_latest: make it the one that loads without a tag.
+          blocking: False returns as soon as the state is copied to the host, and writes in the background. The next
+            `save_checkpoint` and `wait_for_checkpoint` wait for it, and raise what went wrong.
+          keep: remove the oldest checkpoints beyond so many.
+          data_iter: its `get_state()` is stored (grain's iterators have one), for `load_checkpoint` to set.
+
+        Returns:
+          The path of the checkpoint.
+
+        Raises:
+          CheckpointError: it cannot be written. Training can go on.
+        """
+        counters = {"train_calls": self.train_calls, "micro_batches_seen": self.micro_batches_seen}
+        made = save.describe(
+            self._layout(),
+            self.state,
+            self.config,
+            self.pipe.mesh,
+            client_state=save.check_arguments(client_state, keep),
+            data_state=save.data_state(data_iter),
+            **counters,
+        )
+        return str(
+            self._saver.save(
+                folders.as_directory(directory),
+                folders.check_tag(f"global_step{made.step}" if tag is None else tag),
+                made,
+                self._layout().items(self.state),
+                save_latest=save_latest,
+                keep=keep,
+                blocking=blocking,
+            )
+        )
+
+    def load_checkpoint(
+        self,
+        directory: str | os.PathLike[str],
+        tag: str | None = None,
+        load_module_strict: bool = True,
+        load_optimizer_states: bool = True,
+        load_module_only: bool = False,
+        *,
+        data_iter: Any = None,
+    ) -> tuple[str | None, dict[str, Any] | None]:
+        """Loads a checkpoint that was written at any number of stages and data ranks, with any schedule.
+
+        Args:
+          directory, tag: of `save_checkpoint`; tag None is the latest one.
+          load_module_strict: False loads what fits the model by name, keeps the present value of what is missing, and
+            warns. Shapes and dtypes have to agree all the same.
+          load_optimizer_states: False keeps the present optimizer state.
+          load_module_only: load the weights, and neither optimizer state nor counters nor PRNG key.
+          data_iter: gets the stored state back by `set_state`.
+
+        Returns:
+          The path of the checkpoint and its client state; `(None, None)`, and a warning, if there is no directory or it
+          has no `latest`.
+
+        Raises:
+          CheckpointError: it is damaged, or of another model or optimizer; the engine is as it was.
+        """
+        self._saver.wait()
+        selection = load.Selection(load_module_strict, load_optimizer_states, load_module_only)
+        found = load.load(folders.as_directory(directory), tag, self._layout(), self.state, selection)
+        if found is None:
+            return None, None
+        load.restore_data(data_iter, found)
+        self.state = place(found.state, self.state, self._shardings)
+        self._watch.clear()
+        if not load_module_only:
+            self.train_calls, self.micro_batches_seen = found.manifest.train_calls, found.manifest.micro_batches_seen
+        return str(found.path), found.manifest.client_state
+
+    def wait_for_checkpoint(self) -> None:
+        """Waits for a checkpoint that is being written in the background; raises CheckpointError if it failed."""
+        self._saver.wait()
+
+    def _layout(self) -> Layout:
+        return Layout(self.pipe.storage, self.state)
+
     def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
         items = data.pull(data_iter, count)
         data.check_alike(items)
         return data.stack(items, self.pipe.mesh)
-
-    def _may_look(self) -> bool:
-        """Whether to look at the oldest unchecked step: when it has finished, so that the host never waits.
-
-        Several processes must look at the same steps, or one would raise and leave the others waiting for it. They look
-        at every step two calls later instead.
-        """
-        if jax.process_count() > 1:
-            return len(self._unchecked) > 2
-        finite: Any = self._unchecked[0][1].finite
-        return finite.is_ready()
-
-    def _raise_if_not_finite(self) -> None:
-        while self._unchecked and self._may_look():
-            call, info = self._unchecked.popleft()
-            if not bool(info.finite):
-                loss, norm = float(info.loss), float(info.grad_norm)
-                what = f"loss {loss}" if not math.isfinite(loss) else f"gradient norm {norm} (loss {loss})"
-                raise NonFiniteError(
-                    f"Step {call} had the {what}. It did not change the state: params, optimizer state and step are those "
-                    "from before it. Look at the data of that step, lower the learning rate, or clip gradients; call "
-                    "train_batch again to go on with the next batch."
-                )
-
-
-def initialize(
-    module: PipelineModule,
-    optimizer: optax.GradientTransformation,
-    *,
-    mesh: Mesh,
-    example: Batch,
-    config: Config | Mapping[str, Any] | None = None,
-    key: jax.Array | None = None,
-    layers: Sequence[Any] | None = None,
-) -> Engine:
-    """Makes an engine.
-
-    Args:
-      module: the layers and their loss.
-      optimizer: any optax gradient transformation. It sees the params tree of `Pipeline.init`, in which layers of one
-        kind are stacked: rules that look at single values (adam, sgd, weight decay, the global norm) act as they would
-        layer by layer; rules that look at the rank or the norm of each array (masks by ndim, lamb, adafactor) act on
-        stacks.
-      mesh: see `make_mesh`.
-      example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
-      config: a `Config`, or a dict of its fields.
-      key: PRNG key of weights and dropout; `jax.random.key(0)` by default.
-      layers: per-layer params to start from, instead of fresh ones.
-
-    Raises:
-      JaxpipeError: something does not fit; the message says what, the rule, and the way out.
-    """
-    config = Config.make(config)
-    pipe = Pipeline(module, mesh, config.num_micro_batches, config.schedule, config.remat)
-    if not isinstance(example, (tuple, list)) or len(example) != 2:
-        raise DataError("example is one micro-batch: a pair (inputs, labels) of arrays or jax.ShapeDtypeStruct.")
-    for leaf in jax.tree.leaves(example):
-        shape = aval(leaf).shape
-        if not shape or shape[0] % data_size(mesh):
-            raise DataError(
-                f"The example has a leaf {describe(leaf)}, whose rows cannot be split evenly over {data_size(mesh)} data "
-                "ranks. The leading dim of an example is the rows of one micro-batch on all data ranks."
-            )
-    key = jax.random.key(0) if key is None else key
-    pipe.check(example)
-    params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)
-    return Engine(pipe, optimizer, config, params, key)
-
-
-__all__ = ["Engine", "TrainState", "initialize"]

@@ -91,7 +91,7 @@ def test_layers_that_do_not_fit_each_other_are_both_named():
         ),
         (lambda y, t: t.sum(), r"loss_fn returned a value int32\[\]"),
         (lambda y, t: (y.sum(), t.shape[0], 3), "loss_fn returned a tuple of 3 values"),
-        (lambda y, t: {"loss": y.mean()}, "loss_fn returned a value of type dict"),
+        (lambda y, t: {"cost": y.mean()}, "loss_fn returned a value of type dict"),
     ],
 )
 def test_losses(loss, message):

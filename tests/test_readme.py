@@ -28,7 +28,7 @@ def between(begin, end):
 
 @pytest.mark.slow
 def test_the_examples_run():
-    """Both in one process, as a reader would paste them, with the devices that the script itself asks for."""
+    """All in one process, as a reader would paste them, with the devices that the script itself asks for."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
@@ -39,10 +39,12 @@ def test_the_examples_run():
     training, test, ours, oracle = losses
     assert training < 1 and test < 1, f"it did not learn: {run.stdout}"
     assert abs(ours - oracle) < 2e-6, run.stdout
+    assert re.search(r"^\{'loss': 0\.\d+, 'accuracy': [01]\.\d+, 'worst': \d", run.stdout, re.M), run.stdout
+    assert re.findall(r"^logits (.*)$", run.stdout, re.M) == ["(8, 16, 8, 64)", "(8, 16, 8, 64)"]
 
 
 def test_the_training_script_is_short():
-    script, loop = PYTHON
+    script, loop, _ = PYTHON
     assert "initialize" in script and "value_and_grad" in loop
     assert sum(bool(line.strip()) for line in script.splitlines()) < 30
 

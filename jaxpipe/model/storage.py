@@ -225,6 +225,11 @@ class Storage:
         return jax.jit(build, out_shardings=self.shardings(mesh))(jax.device_get(list(layers)))
 
 
+def is_stack(path: tuple[Any, ...]) -> bool:
+    """Whether a leaf of the params tree, by its path, holds several layers: [S, slots, ...]."""
+    return path[0].key == "stacked"
+
+
 def check_layers(module: PipelineModule, layers: Sequence[Params], expected: Sequence[Params]) -> None:
     """Raises LayerError unless `layers` has, per layer, the structure, shapes and dtypes of `expected`."""
     for index, (given, wanted) in enumerate(zip(layers, expected, strict=True)):

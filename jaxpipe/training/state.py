@@ -1,5 +1,6 @@
 """Everything that changes from one training step to the next."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpipe.mesh import PIPE
 from jaxpipe.model.shapes import is_inexact
+from jaxpipe.model.storage import is_stack
+
+Path = tuple[Any, ...]  # of a leaf in a tree
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +46,7 @@ def make_state(
     everywhere = NamedSharding(mesh, PartitionSpec())
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes on purpose
         abstract = jax.eval_shape(lambda p: optimizer.init(trainable(p)), params)
-        opt_shardings = _mirrored(abstract, params, everywhere)
+        opt_shardings = _opt_shardings(abstract, params, everywhere)
         opt_state = jax.jit(lambda p: optimizer.init(trainable(p)), out_shardings=opt_shardings)(params)
     param_shardings = jax.tree.map(lambda a: a.sharding, params)
     shardings = TrainState(everywhere, param_shardings, opt_shardings, everywhere)  # type: ignore[arg-type]
@@ -50,20 +55,30 @@ def make_state(
     return TrainState(step, params, opt_state, key), shardings
 
 
-def _mirrored(opt_state: Any, params: Any, otherwise: NamedSharding) -> Any:
+def mirrored(path: Path, params: Mapping[Path, Any]) -> tuple[Path, Path] | None:
+    """Splits the path of a leaf of an optimizer state into (what keeps it, the path of the param it is about).
+
+    It is about a param if the end of its path is that param's path: true of every optax transformation that keeps values
+    per param, wrapped (masked, multi_transform, chain) or not. None for others, such as step counts.
+    """
+    return next(((path[:start], path[start:]) for start in range(len(path)) if path[start:] in params), None)
+
+
+def _opt_shardings(opt_state: Any, params: Any, otherwise: NamedSharding) -> Any:
     """A sharding per leaf of an abstract optimizer state.
 
-    A leaf mirrors a param if the end of its path is that param's path and the shapes agree: true of every optax
-    transformation that keeps one value per param, wrapped (masked, multi_transform, chain) or not. Others, such as step
-    counts and factored moments, are on all devices.
+    What has the shape of its param lies as the param does. What is smaller but has one entry per layer of a stack, as
+    factored moments have, is cut over the ranks too. Others are on all devices.
     """
-    places = {path: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    places = dict(jax.tree_util.tree_flatten_with_path(params)[0])
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        for start in range(len(path)):
-            param = places.get(path[start:])
-            if param is not None and param.shape == leaf.shape:
+    def sharding(path: Path, leaf: Any) -> NamedSharding:
+        if found := mirrored(path, places):
+            param = places[found[1]]
+            if param.shape == leaf.shape:
                 return param.sharding
+            if is_stack(found[1]) and leaf.shape[:2] == param.shape[:2]:
+                return NamedSharding(otherwise.mesh, PartitionSpec(PIPE))
         return otherwise
 
     return jax.tree_util.tree_map_with_path(sharding, opt_state)

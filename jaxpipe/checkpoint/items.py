@@ -1,0 +1,66 @@
+"""One item of a checkpoint: named arrays, written and read by Orbax. The only import of orbax, and a late one: it is slow.
+
+Every item is an Orbax checkpoint of its own, a nested dict of arrays, so any program that knows Orbax can open a layer
+without jaxpipe.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+# Named arrays; "/" in a name nests: {"params/up/kernel": a} is {"params": {"up": {"kernel": a}}} on disk.
+Arrays = dict[str, Any]
+
+
+def write(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes jax or numpy arrays; what is on devices goes from there to the disk.
+
+    Arrays without elements are left out (Orbax refuses them); the manifest has their shapes.
+    """
+    import orbax.checkpoint as ocp
+
+    nested = nest({name: array for name, array in arrays.items() if array.size})
+    if not nested:
+        path.mkdir()  # Orbax refuses empty items; the folder says that the item was not forgotten
+        return
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(nested))
+
+
+def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The arrays of an item whose names are wanted, on the host. The rest is not read."""
+    import orbax.checkpoint as ocp
+
+    if not any(path.iterdir()):
+        return {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree: Any = checkpointer.metadata(path).item_metadata
+        item = nest({name: leaf for name, leaf in _named(tree.tree).items() if wanted(name)})
+        if not item:
+            return {}
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        restored = checkpointer.restore(
+            path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+        )
+    return _named(restored)
+
+
+def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    nested: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, last = name.split("/")
+        here = nested
+        for part in parents:
+            here = here.setdefault(part, {})
+        here[last] = array
+    return nested
+
+
+def _named(tree: Any) -> Arrays:
+    """The inverse of `nest`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}

@@ -1,0 +1,173 @@
+"""Writes checkpoints: at once, or from a copy on the host while training goes on."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpipe.checkpoint import directory as folders
+from jaxpipe.checkpoint import items, manifest
+from jaxpipe.checkpoint.items import Arrays
+from jaxpipe.checkpoint.layout import STATE, Layout, layer_item
+from jaxpipe.checkpoint.manifest import LayerRecord, Manifest
+from jaxpipe.errors import CheckpointError
+from jaxpipe.training.checks import is_count
+from jaxpipe.training.config import Config
+from jaxpipe.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def describe(layout: Layout, state: TrainState, config: Config, mesh: jax.sharding.Mesh, **counters: Any) -> Manifest:
+    """The manifest of a state; `counters` are the fields of `Manifest` that the engine knows."""
+    module, expected = layout.storage.module, layout.expected(state)
+    layers = [
+        LayerRecord(
+            layer.name,
+            None if module.owners[index] == index else module.owners[index],
+            expected[layer_item(index)],
+        )
+        for index, layer in enumerate(module.layers)
+    ]
+    typed = jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
+    return Manifest(
+        layers=layers,
+        state=expected[STATE],
+        step=int(state.step),
+        key_impl=str(jax.random.key_impl(state.key)) if typed else None,
+        config={each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)},
+        partition=list(layout.storage.boundaries),
+        mesh=dict(mesh.shape),
+        versions={name: importlib.metadata.version(name) for name in ("jaxpipe", "jax", "optax", "orbax-checkpoint")},
+        saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **counters,
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, type(None))) else getattr(value, "__name__", repr(value))
+
+
+class Saver:
+    """Writes one checkpoint at a time. A failure in the background is raised by the next `save` or `wait`."""
+
+    def __init__(self):
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+
+    def save(
+        self,
+        directory: Path,
+        tag: str,
+        made: Manifest,
+        source: Iterable[tuple[str, Arrays]],
+        *,
+        save_latest: bool,
+        keep: int | None,
+        blocking: bool,
+    ) -> Path:
+        """Writes the items, then the manifest; then the folder gets its name, then `latest` names it.
+
+        Args:
+          source: item after item; the next one is asked for when the one before is on disk, unless the writing is done in
+            the background, which begins with a copy of everything on the host.
+        """
+        self.wait()
+        if blocking:
+            return _write(directory, tag, made, source, save_latest, keep)
+        copied = [(name, {key: np.array(array) for key, array in arrays.items()}) for name, arrays in source]
+
+        def work() -> None:
+            try:
+                _write(directory, tag, made, copied, save_latest, keep)
+            except CheckpointError as error:
+                self._error = error
+                log.error("%s", error)
+
+        # No daemon: a program that ends waits for its last checkpoint.
+        self._thread = threading.Thread(target=work, name="jaxpipe-checkpoint")
+        self._thread.start()
+        return directory / tag
+
+    def wait(self) -> None:
+        """Waits for the checkpoint that is being written; raises CheckpointError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def _write(
+    directory: Path,
+    tag: str,
+    made: Manifest,
+    source: Iterable[tuple[str, Arrays]],
+    save_latest: bool,
+    keep: int | None,
+) -> Path:
+    try:
+        with (draft := folders.Draft(directory, tag)) as path:
+            for name, arrays in source:
+                items.write(path / name, arrays)
+                del arrays  # before the next one is made
+            folders.write_text(path / manifest.NAME, made.to_json())
+            written = draft.commit()
+        if save_latest:
+            folders.point_latest(directory, tag)
+        if keep is not None:
+            folders.prune(directory, keep)
+        return written
+    except Exception as error:  # Orbax and tensorstore have many kinds for a disk that is full
+        raise CheckpointError(
+            f"{directory / tag}: the checkpoint could not be written: {type(error).__name__}: {_reason(error)} Earlier "
+            "checkpoints and the state of training are as they were. Make room, or save somewhere else."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The most telling line: that of the operating system, if there is one."""
+    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    text = str(error).strip()
+    for known in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
+        if known in text:
+            return f"{known}."
+    return f"{text.splitlines()[0][:300]}." if text else "no message."
+
+
+def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) -> dict[str, Any]:
+    """The client state; raises CheckpointError for what cannot be stored, before anything is written."""
+    state = {} if client_state is None else client_state
+    if not isinstance(state, dict):
+        raise CheckpointError(f"client_state is a {type(state).__name__}: expected a dict.")
+    manifest.check_json(state, "client_state")
+    if keep is not None and not is_count(keep):
+        raise CheckpointError(f"keep={keep!r}: expected how many checkpoints to keep, 1 or more, or None for all.")
+    if jax.process_count() > 1:
+        raise CheckpointError(
+            f"Checkpoints of {jax.process_count()} processes are not available yet in this version of jaxpipe: expected "
+            "one process that holds all devices."
+        )
+    return state
+
+
+def data_state(data_iter: Any) -> Any:
+    """Where a data iterator stands, as it says itself, in JSON; None without one."""
+    if data_iter is None:
+        return None
+    if not hasattr(data_iter, "get_state"):
+        raise CheckpointError(
+            f"data_iter is a {type(data_iter).__name__} without get_state(): expected an iterator that knows where it "
+            "stands, such as grain's. Leave it out; engine.micro_batches_seen is stored in any case."
+        )
+    return manifest.encode_data_state(data_iter.get_state())
