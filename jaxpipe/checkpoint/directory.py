@@ -85,10 +85,11 @@ def find(directory: Path, tag: str) -> Path:
     raise CheckpointError(f"{directory}: expected the tag {tag!r}, {there}.{did_you_mean(tag, known)}")
 
 
-def identity(directory: Path, tag: str) -> int | None:
-    """A number that changes when the checkpoint of a tag is replaced; None while there is none."""
+def identity(directory: Path, tag: str) -> tuple[Path, int] | None:
+    """What changes when the checkpoint of a tag is replaced; None while there is none."""
     try:
-        return find(directory, tag).stat().st_ino
+        path = find(directory, tag)
+        return path, path.stat().st_ino
     except (CheckpointError, FileNotFoundError):
         return None
 

@@ -38,6 +38,8 @@ def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
         return {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree: Any = checkpointer.metadata(path).item_metadata
+        if tree is None:
+            raise ValueError("Orbax finds no description of arrays in it")
         item = nest({name: leaf for name, leaf in _named(tree.tree).items() if wanted(name)})
         if not item:
             return {}

@@ -1,5 +1,6 @@
 """Reads checkpoints: everything is found, compared and read before anything of the present state is touched."""
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from jaxpipe.training.state import TrainState
 
 Found = dict[str, dict[str, np.ndarray]]  # item -> name -> array
 Wanted = Mapping[str, Mapping[str, ArraySpec]]
-TRIES = 3
+TRIES = 5
+log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -55,7 +57,7 @@ def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, se
         wanted = _wanted(path, made, layout.expected(state), selection)
         if not selection.module_only:
             _check_key(path, made, state)
-        found = read_items(path, wanted)
+        found = read_items(path, made, wanted)
         return Loaded(path, made, layout.assemble(state, found))
 
     return with_checkpoint(directory, tag, once)
@@ -64,7 +66,8 @@ def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, se
 def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manifest], Any]) -> Any:
     """`use(folder, manifest)` of a tag, or of the latest one; None and a warning if there is none.
 
-    A writer may remove or replace a checkpoint while it is being read. Then it is looked for again.
+    A writer may remove or replace a checkpoint while it is being read. Then it is looked for again, so that what is read is
+    always one whole checkpoint.
     """
     for attempt in range(TRIES):
         chosen = folders.latest(directory) if tag is None else folders.check_tag(tag)
@@ -72,14 +75,22 @@ def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manif
             _warn_none(directory)
             return None
         before = folders.identity(directory, chosen)
+        error, found = None, None
         try:
             path = folders.find(directory, chosen)
-            return use(path, manifest.read(path))
-        except CheckpointError:
-            moved_on = tag is None and folders.latest(directory) != chosen
-            if attempt + 1 == TRIES or not (moved_on or folders.identity(directory, chosen) != before):
-                raise
-    raise AssertionError("unreachable")
+            found = use(path, manifest.read(path))
+        except CheckpointError as caught:
+            error = caught
+        replaced = folders.identity(directory, chosen) != before
+        moved_on = tag is None and folders.latest(directory) != chosen
+        if error is None and not replaced:
+            return found
+        if error is not None and not (replaced or moved_on):
+            raise error
+        log.info("%s: %s was replaced while it was read (attempt %d)", directory, chosen, attempt + 1)
+    raise CheckpointError(
+        f"{directory}: expected a checkpoint that stays for as long as it takes to read, found {TRIES} that did not."
+    )
 
 
 def _warn_none(directory: Path) -> None:
@@ -91,15 +102,14 @@ def _warn_none(directory: Path) -> None:
     warnings.warn(f"{directory}: {what}. Nothing was loaded.", stacklevel=5)
 
 
-def read_items(path: Path, wanted: Wanted) -> Found:
+def read_items(path: Path, made: Manifest, wanted: Wanted) -> Found:
     """Reads the wanted arrays of each item, and compares what comes with what the manifest promises."""
     found: Found = {}
+    wanted = {item: specs for item, specs in wanted.items() if specs}
+    for item in wanted:
+        _check_files(path, item, made)
     for item, specs in wanted.items():
         there = path / item
-        if not specs:
-            continue
-        if not there.is_dir():
-            raise CheckpointError(f"{there}: expected the item {item}, found nothing. The checkpoint is damaged.")
         try:
             arrays = items.read(there, specs.__contains__)
         except Exception as error:  # Orbax and tensorstore have many kinds
@@ -118,6 +128,21 @@ def read_items(path: Path, wanted: Wanted) -> Found:
                 raise CheckpointError(f"{there}: {name}: expected {spec}, found {is_there}.")
         found[item] = arrays
     return found
+
+
+def _check_files(path: Path, item: str, made: Manifest) -> None:
+    """Raises CheckpointError if a file of an item is not there or was cut short."""
+    if not (path / item).is_dir():
+        raise CheckpointError(f"{path / item}: expected the item {item}, found nothing. Load another tag.")
+    for name, size in made.files.items():
+        if name.startswith(f"{item}/"):
+            try:
+                there = (path / name).stat().st_size
+            except OSError:
+                there = None
+            if there != size:
+                found = "no such file" if there is None else f"{there} bytes"
+                raise CheckpointError(f"{path / name}: expected {size} bytes, found {found}. Load another tag.")
 
 
 # ------------------------------------------------------------------------------------------------------------ comparing
@@ -227,7 +252,7 @@ def load_layer(directory: str | Path, tag: str | None, index: int) -> Any:
         if not isinstance(index, int) or not 0 <= index < len(made.layers):
             raise CheckpointError(f"{path}: expected a layer index from 0 to {len(made.layers) - 1}, found {index!r}.")
         specs = {n: s for n, s in made.layers[index].arrays.items() if n.split("/")[0] == PARAMS}
-        arrays = read_items(path, {layer_item(index): specs}).get(layer_item(index), {})
+        arrays = read_items(path, made, {layer_item(index): specs}).get(layer_item(index), {})
         return items.nest(arrays).get(PARAMS, {})
 
     found = with_checkpoint(folders.as_directory(directory), tag, once)

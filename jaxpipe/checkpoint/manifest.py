@@ -51,6 +51,7 @@ class Manifest:
       step: optimizer steps. train_calls: calls of `train_batch`, those without a step included.
       micro_batches_seen: how far the data was read. data_state: what the iterator said about that, if it was asked.
       key_impl: kind of the PRNG key, None for an untyped one.
+      files: size of every file of the items, by its path in the checkpoint: what is cut short is noticed.
       config, partition, mesh, versions, saved_at: of the writing run, for whoever looks; loading depends on none of them.
     """
 
@@ -67,6 +68,7 @@ class Manifest:
     mesh: dict[str, int]
     versions: dict[str, str]
     saved_at: str
+    files: dict[str, int] = field(default_factory=dict)
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:

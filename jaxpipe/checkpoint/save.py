@@ -120,7 +120,8 @@ def _write(
             for name, arrays in source:
                 items.write(path / name, arrays)
                 del arrays  # before the next one is made
-            folders.write_text(path / manifest.NAME, made.to_json())
+            files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
+            folders.write_text(path / manifest.NAME, dataclasses.replace(made, files=files).to_json())
             written = draft.commit()
         if save_latest:
             folders.point_latest(directory, tag)

@@ -9,30 +9,8 @@ import pytest
 import jaxpipe
 from jaxpipe.errors import DataError, NonFiniteError
 from tests.compare import assert_close
+from tests.engines import M, batches, engine_for, stream
 from tests.models import make_batch, masked_cross_entropy, tied, untied
-
-M = 3
-
-
-def engine_for(module, stages=1, data=1, optimizer=None, **config):
-    example = tuple(a[0] for a in make_batch(1))
-    return jaxpipe.initialize(
-        module,
-        optimizer or optax.adamw(1e-2),
-        mesh=jaxpipe.make_mesh(pipe=stages, data=data),
-        example=example,
-        config={"num_micro_batches": M, **config},
-        key=jax.random.key(5),
-    )
-
-
-def batches(steps):
-    return [make_batch(M, seed=step) for step in range(steps)]
-
-
-def stream(items):
-    for inputs, labels in items:
-        yield from zip(inputs, labels, strict=True)
 
 
 @pytest.mark.parametrize("dropout", [True, False])

@@ -1,0 +1,267 @@
+"""Tags, `latest`, what is kept, who writes when; disks that are full or read-only; readers beside a writer."""
+
+import itertools
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxpipe
+from jaxpipe.checkpoint import directory as folders
+from jaxpipe.checkpoint import items
+from jaxpipe.errors import CheckpointError
+from tests.compare import assert_close
+from tests.engines import M, batches, engine_for, stream
+from tests.models import tied
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return engine_for(tied(), 2, 2)
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return engine_for(tied(), 1, 1, key=jax.random.key(77))
+
+
+def step(engine):
+    engine.train_batch(stream(batches(1, first=engine.train_calls)))
+
+
+def test_tags_and_what_is_kept(engine, reader, tmp_path):
+    first = engine.global_steps
+    for _ in range(4):
+        engine.save_checkpoint(tmp_path, keep=2)
+        step(engine)
+    assert folders.tags(tmp_path) == [f"global_step{first + 2}", f"global_step{first + 3}"]
+    assert (tmp_path / "latest").read_text() == f"global_step{first + 3}\n"
+    engine.save_checkpoint(tmp_path, "best", save_latest=False, client_state={"loss": 1.5})
+    assert reader.load_checkpoint(tmp_path)[0] == str(tmp_path / f"global_step{first + 3}")
+    assert reader.load_checkpoint(str(tmp_path), "best") == (str(tmp_path / "best"), {"loss": 1.5})
+    assert_close(reader.to_layers(), jax.device_get(engine.to_layers()), 0)
+    # `latest` is not removed, however old it is.
+    engine.save_checkpoint(tmp_path, "other", save_latest=False, keep=1)
+    assert set(folders.tags(tmp_path)) == {f"global_step{first + 3}", "other"}
+    step(engine)
+    engine.save_checkpoint(tmp_path, "other")  # replaced
+    reader.load_checkpoint(tmp_path)
+    assert_close(reader.to_layers(), jax.device_get(engine.to_layers()), 0)
+    assert {path.name for path in tmp_path.iterdir()} == {f"global_step{first + 3}", "other", "latest", ".replaced"}
+    assert not list((tmp_path / ".replaced").iterdir())
+
+
+class Counter:
+    """An iterator that knows where it stands, as grain's do."""
+
+    def __init__(self, encode=lambda at: {"at": at}, decode=lambda state: state["at"]):
+        self.at, self.encode, self.decode = 0, encode, decode
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.at += 1
+        return tuple(a[0] for a in batches(1, first=self.at)[0])
+
+    def get_state(self):
+        return self.encode(self.at)
+
+    def set_state(self, state):
+        self.at = self.decode(state)
+
+
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_position_in_the_data(engine, reader, tmp_path, as_bytes):
+    coding = (lambda at: b"\xff" * at, len) if as_bytes else ()
+    data, again = Counter(*coding), Counter(*coding)
+    seen = engine.micro_batches_seen
+    engine.train_batch(data)
+    engine.save_checkpoint(tmp_path, data_iter=data)
+    reader.load_checkpoint(tmp_path, data_iter=again)
+    assert again.at == data.at == M
+    assert reader.micro_batches_seen == engine.micro_batches_seen == seen + M
+
+
+def test_in_the_background(engine, reader, tmp_path, monkeypatch):
+    """What is written is the state at the time of the call, whatever happens meanwhile; one checkpoint at a time."""
+    go, write = threading.Event(), items.write
+    monkeypatch.setattr(items, "write", lambda *args: go.wait() and write(*args))
+    before = jax.device_get(engine.to_layers())
+    path = Path(engine.save_checkpoint(tmp_path, "early", blocking=False))
+    step(engine)
+    assert not path.exists() and not (tmp_path / "latest").exists()
+    go.set()
+    engine.save_checkpoint(tmp_path, "late", blocking=False)
+    assert path.exists(), "the second waits for the first"
+    engine.wait_for_checkpoint()
+    assert folders.latest(tmp_path) == "late"
+    reader.load_checkpoint(tmp_path, "early")
+    assert_close(reader.to_layers(), before, 0)
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(items, "write", fail)
+    engine.save_checkpoint(tmp_path, "failed", blocking=False)
+    step(engine)
+    with pytest.raises(
+        CheckpointError, match=r"failed: the checkpoint could not be written: OSError: No space left on"
+    ):
+        engine.wait_for_checkpoint()
+    engine.wait_for_checkpoint()
+    assert folders.tags(tmp_path) == ["early", "late"] and not list(tmp_path.glob(".new*"))
+
+
+def test_places_that_cannot_be_written(engine, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        CheckpointError, match=r"could not be written: NotADirectoryError: .*Make room, or save somewhere"
+    ):
+        engine.save_checkpoint(tmp_path / "file" / "run")
+    step(engine)
+
+
+LIMITED = """
+import resource, signal, sys
+sys.path.insert(0, {root!r})
+import tests.conftest
+from pathlib import Path
+from jaxpipe.errors import CheckpointError
+from tests.engines import *
+from tests.models import tied
+engine = engine_for(tied(), 2, 1)
+engine.save_checkpoint({directory!r}, "good")
+engine.train_batch(stream(batches(1)))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+try:
+    engine.save_checkpoint({directory!r}, "bad")
+except CheckpointError as error:
+    print(error)
+engine.train_batch(stream(batches(1)))
+engine.load_checkpoint({directory!r})
+print(engine.global_steps, sorted(path.name for path in Path({directory!r}).iterdir()))
+"""
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    """A limit on the size of files stands for a full disk: writes fail in the same places."""
+    root = str(Path(__file__).parents[2])
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(root=root, directory=str(tmp_path))], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    message, last = run.stdout.splitlines()
+    assert message.startswith(f"{tmp_path}/bad: the checkpoint could not be written: ") and "File too large" in message
+    assert last == "0 ['good', 'latest']"
+
+
+# A read that fails because files vanish leaves callbacks of tensorstore behind, for a loop that is closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_readers_beside_a_writer(engine, tmp_path):
+    """One tag is replaced all the time and the others are removed as soon as there is a new one: a reader always gets one
+    whole checkpoint, never parts of two."""
+    engine.save_checkpoint(tmp_path, "0", keep=1)
+    layers = jax.device_get(engine.to_layers())
+    read, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            read.append(jaxpipe.load_layer(tmp_path, None, 3))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    failed = []
+    hook, threading.excepthook = threading.excepthook, lambda args: failed.append(args.exc_value)
+    try:
+        for thread in threads:
+            thread.start()
+        for tag in itertools.islice(itertools.cycle("012"), 12):
+            engine.save_checkpoint(tmp_path, tag, keep=1)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        threading.excepthook = hook
+    assert not failed and len(read) > 4
+    for layer in read:
+        assert_close(layer, layers[3], 0)
+
+
+def test_left_over_drafts_are_removed(engine, tmp_path):
+    """Those of writers that are dead, and no others."""
+    host = folders._hidden(tmp_path).name.split(".", 4)[4]
+    for name in (f".new.999999999.0.{host}", ".new.999999999.0.elsewhere", f".new.{os.getppid()}.0.{host}"):
+        (tmp_path / name).mkdir()
+    engine.save_checkpoint(tmp_path, "a")
+    assert {p.name for p in tmp_path.glob(".new*")} == {f".new.{os.getppid()}.0.{host}", ".new.999999999.0.elsewhere"}
+
+
+WRITER = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import tests.conftest
+import jax, numpy as np
+import jaxpipe.checkpoint.items, orbax.checkpoint
+from tests.engines import *
+from tests.models import tied
+
+directory = {directory!r}
+for number in range({kills}):
+    child = os.fork()  # so that JAX is imported once; its backends start in the child
+    if child == 0:
+        engine = engine_for(tied(), 1, 1)
+        if number:
+            engine.load_checkpoint(directory)
+            leaves = {{float(np.asarray(leaf).flat[0]) for leaf in jax.tree.leaves(engine.state.params)}}
+            assert leaves == {{float(engine.train_calls)}}, (leaves, engine.train_calls)
+        print("loaded", engine.train_calls, flush=True)
+        while True:
+            engine.train_calls += 1
+            value = float(engine.train_calls)
+            engine.state = jax.tree.map(
+                lambda leaf: leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+                else jax.device_put(np.full(leaf.shape, value, leaf.dtype), leaf.sharding), engine.state
+            )
+            tag = "same" if engine.train_calls % 3 else None
+            engine.save_checkpoint(directory, tag, keep=2, blocking=number % 2 == 0)
+            engine.wait_for_checkpoint()
+            print("saved", engine.train_calls, flush=True)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.slow
+def test_killed_writers_leave_a_directory_that_loads(tmp_path):
+    """Thirty times: a writer is killed at a random moment; the next one loads the last checkpoint or the one before."""
+    kills, random = 30, np.random.default_rng(0)
+    root = str(Path(__file__).parents[2])
+    code = WRITER.format(root=root, directory=str(tmp_path), kills=kills)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as writer:
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=lambda: [lines.put(line) for line in writer.stdout]).start()
+        saved = 0
+        for number in range(kills):
+            what, loaded = lines.get(timeout=60).split()
+            assert what == "loaded" and int(loaded) in (saved, saved + 1), (
+                f"kill {number}: {saved} saved, {loaded} loaded"
+            )
+            time.sleep(random.uniform(0.0, 0.8))
+            os.kill(int(Path(f"/proc/{writer.pid}/task/{writer.pid}/children").read_text().split()[0]), signal.SIGKILL)
+            saved = int(loaded)
+            while number + 1 < kills:  # what it had reported until then
+                line = lines.get(timeout=60)
+                if line.startswith("loaded"):
+                    lines.queue.appendleft(line)
+                    break
+                saved = int(line.split()[1])
+    assert writer.returncode == 0 and saved > kills
