@@ -11,7 +11,7 @@ import optax
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import load, save
-from jaxpipe.checkpoint.layout import Layout, place
+from jaxpipe.checkpoint.layout import Layout
 from jaxpipe.errors import DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
@@ -277,7 +277,7 @@ class Engine:
         if found is None:
             return None, None
         load.restore_data(data_iter, found)
-        self.state = place(found.state, self.state, self._shardings)
+        self.state = found.state.place(self.state, self._shardings)
         self._watch.clear()
         if not load_module_only:
             self.train_calls, self.micro_batches_seen = found.manifest.train_calls, found.manifest.micro_batches_seen

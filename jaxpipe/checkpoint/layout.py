@@ -6,7 +6,7 @@ mirror them, as one layer alone would have them. The item `state` holds the rest
 beside its mirrors (step counts, say).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,50 +107,63 @@ class Layout:
 
     # ----------------------------------------------------------------------------------------------------------- read
 
-    def assemble(self, state: TrainState, items: Mapping[str, Mapping[str, np.ndarray]]) -> TrainState:
-        """The state with what the items hold, on the host; where they hold nothing a leaf is None.
-
-        Args:
-          state: the present one; what the items lack of a stack, and its padding, is copied from there.
-        """
-        leaves = [self._assemble(h, leaf, items) for h, leaf in zip(self._homes, jax.tree.leaves(state), strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(state), leaves)
-
-    def _assemble(self, home: _Home, leaf: Any, items: Mapping[str, Mapping[str, np.ndarray]]) -> Any:
-        if home.stack is None:
-            item = STATE if home.layer is None else layer_item(home.layer)
-            return items.get(item, {}).get(home.name)
-        found = {
-            place: items[layer_item(layer)][home.name]
-            for layer, place in home.stack.places.items()
-            if home.name in items.get(layer_item(layer), {})
-        }
-        if not found:
-            return None
-        full = len(found) == self.storage.num_ranks * home.stack.slots
-        whole = np.empty(leaf.shape, leaf.dtype) if full else np.array(leaf)
-        for place, array in found.items():
-            whole[place] = array
-        return whole
+    def assembly(self, state: TrainState, wanted: Mapping[str, Collection[str]]) -> "Assembly":
+        """Takes items one after the other, and makes a state of them; see `Assembly`."""
+        return Assembly(self._homes, state, wanted)
 
 
-def place(loaded: TrainState, state: TrainState, shardings: TrainState) -> TrainState:
-    """Puts what was loaded onto the mesh, leaf by leaf in place of the present state, which is used up.
+class Assembly:
+    """A state that is being put together on the host.
 
-    Never more than one leaf is on the devices twice.
+    Args:
+      state: the present one; what no item has of a stack, and its padding, is copied from there.
+      wanted: per item, the names of the arrays that will come.
     """
 
-    def one(new: Any, old: jax.Array, sharding: Any) -> jax.Array:
-        if new is None:
-            return old
-        if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-            new = jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
-        # Not `device_put` of the numpy array itself: a donated step must not write into memory that numpy owns.
-        placed = jax.block_until_ready(jax.device_put(new, sharding, may_alias=False))
-        old.delete()
-        return placed
+    def __init__(self, homes: Sequence[_Home], state: TrainState, wanted: Mapping[str, Collection[str]]):
+        self._homes, self._wanted = homes, wanted
+        self._present = jax.tree.leaves(state)
+        self._leaves: list[Any] = [None] * len(homes)
 
-    return jax.tree.map(one, loaded, state, shardings, is_leaf=lambda leaf: leaf is None)
+    def put(self, item: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes what an item holds."""
+        for index, home in enumerate(self._homes):
+            if home.name not in arrays:
+                continue
+            if home.stack is None:
+                if item == (STATE if home.layer is None else layer_item(home.layer)):
+                    self._leaves[index] = arrays[home.name]
+                continue
+            place = next((at for layer, at in home.stack.places.items() if layer_item(layer) == item), None)
+            if place is not None:
+                if self._leaves[index] is None:
+                    self._leaves[index] = self._blank(home, home.stack, self._present[index])
+                self._leaves[index][place] = arrays[home.name]
+
+    def _blank(self, home: _Home, stack: Stack, present: jax.Array) -> np.ndarray:
+        coming = sum(home.name in self._wanted.get(layer_item(layer), ()) for layer in stack.places)
+        if coming == present.shape[0] * stack.slots:
+            return np.empty(present.shape, present.dtype)
+        return np.array(present)
+
+    def place(self, state: TrainState, shardings: TrainState) -> TrainState:
+        """Puts everything onto the mesh, leaf by leaf in place of the present state, which is used up.
+
+        Never more than one leaf is on the devices twice. What no item had anything of stays.
+        """
+        leaves, structure = jax.tree.flatten(state)
+        where = structure.flatten_up_to(shardings)
+        self._present.clear()
+        for index, (old, sharding) in enumerate(zip(leaves, where, strict=True)):
+            new, self._leaves[index] = self._leaves[index], None
+            if new is None:
+                continue
+            if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+                new = jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
+            # A copy: a donated step must not write into memory that numpy owns.
+            leaves[index] = jax.block_until_ready(jax.device_put(new, sharding, may_alias=False))
+            old.delete()
+        return jax.tree.unflatten(structure, leaves)
 
 
 def _joined(path: tuple[Any, ...], separator: str) -> str:

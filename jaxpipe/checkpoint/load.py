@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,23 +12,22 @@ import numpy as np
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest
-from jaxpipe.checkpoint.layout import OPT_STATE, PARAMS, STATE, Layout, layer_item
+from jaxpipe.checkpoint.layout import OPT_STATE, PARAMS, STATE, Assembly, Layout, layer_item
 from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
 from jaxpipe.errors import CheckpointError
 from jaxpipe.training.state import TrainState
 
-Found = dict[str, dict[str, np.ndarray]]  # item -> name -> array
 Wanted = Mapping[str, Mapping[str, ArraySpec]]
 TRIES = 5
 log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """A checkpoint in memory: its folder, its manifest, and the state on the host (None for leaves that stay)."""
+    """A checkpoint in memory: its folder, its manifest, and the state on the host."""
 
     path: Path
     manifest: Manifest
-    state: TrainState
+    state: Assembly
 
 
 class Selection(NamedTuple):
@@ -57,8 +56,11 @@ def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, se
         wanted = _wanted(path, made, layout.expected(state), selection)
         if not selection.module_only:
             _check_key(path, made, state)
-        found = read_items(path, made, wanted)
-        return Loaded(path, made, layout.assemble(state, found))
+        assembly = layout.assembly(state, wanted)
+        for item, arrays in read_items(path, made, wanted):
+            assembly.put(item, arrays)
+            del arrays  # before the next item is read
+        return Loaded(path, made, assembly)
 
     return with_checkpoint(directory, tag, once)
 
@@ -102,9 +104,8 @@ def _warn_none(directory: Path) -> None:
     warnings.warn(f"{directory}: {what}. Nothing was loaded.", stacklevel=5)
 
 
-def read_items(path: Path, made: Manifest, wanted: Wanted) -> Found:
-    """Reads the wanted arrays of each item, and compares what comes with what the manifest promises."""
-    found: Found = {}
+def read_items(path: Path, made: Manifest, wanted: Wanted) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Reads the wanted arrays item after item, and compares what comes with what the manifest promises."""
     wanted = {item: specs for item, specs in wanted.items() if specs}
     for item in wanted:
         _check_files(path, item, made)
@@ -126,8 +127,8 @@ def read_items(path: Path, made: Manifest, wanted: Wanted) -> Found:
             is_there = ArraySpec(str(arrays[name].dtype), arrays[name].shape)
             if is_there != spec:
                 raise CheckpointError(f"{there}: {name}: expected {spec}, found {is_there}.")
-        found[item] = arrays
-    return found
+        yield item, arrays
+        del arrays
 
 
 def _check_files(path: Path, item: str, made: Manifest) -> None:
@@ -160,8 +161,8 @@ def _wanted(path: Path, made: Manifest, expected: Wanted, selection: Selection) 
         title = f"{item} ({names[item]})" if item in names else item
         mine = {name: spec for name, spec in expected.get(item, {}).items() if selection.takes(name)}
         theirs = {name: spec for name, spec in stored.get(item, {}).items() if selection.takes(name)}
-        for name in mine.keys() & theirs.keys():
-            if mine[name] != theirs[name]:
+        for name in mine:
+            if name in theirs and mine[name] != theirs[name]:
                 raise CheckpointError(
                     f"{path / item}: {title} {name}: expected {mine[name]}, found {theirs[name]}. The checkpoint is of a "
                     "model with other shapes or dtypes."
@@ -252,8 +253,8 @@ def load_layer(directory: str | Path, tag: str | None, index: int) -> Any:
         if not isinstance(index, int) or not 0 <= index < len(made.layers):
             raise CheckpointError(f"{path}: expected a layer index from 0 to {len(made.layers) - 1}, found {index!r}.")
         specs = {n: s for n, s in made.layers[index].arrays.items() if n.split("/")[0] == PARAMS}
-        arrays = read_items(path, made, {layer_item(index): specs}).get(layer_item(index), {})
-        return items.nest(arrays).get(PARAMS, {})
+        found = dict(read_items(path, made, {layer_item(index): specs}))
+        return items.nest(found.get(layer_item(index), {})).get(PARAMS, {})
 
     found = with_checkpoint(folders.as_directory(directory), tag, once)
     if found is None:
