@@ -6,6 +6,8 @@ from importlib.metadata import version as _version
 from jaxpipe import errors as errors
 from jaxpipe import schedules as schedules
 from jaxpipe.checkpoint.load import load_layer as load_layer
+from jaxpipe.checkpoint.weights import load_weights as load_weights
+from jaxpipe.checkpoint.weights import save_weights as save_weights
 from jaxpipe.engine import Engine as Engine
 from jaxpipe.executor import reference as reference
 from jaxpipe.initialization import initialize as initialize

@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpipe plot | simulate`.
+"""The command line: `python -m jaxpipe plot | simulate | inspect`.
 
 A subcommand is one function `_add_...` that declares its arguments and names the function that runs it; to add one,
 write it and list it in `_COMMANDS`. A `JaxpipeError` ends the program with one line on stderr and status 2.
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from jaxpipe.checkpoint import inspect
 from jaxpipe.errors import JaxpipeError, ScheduleError
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.registry import ALL, find
@@ -21,7 +22,9 @@ from jaxpipe.schedules.table import Schedule, is_path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. `argv` without the program's name, by default that of the process."""
-    parser = argparse.ArgumentParser(prog="python -m jaxpipe", description="Look at pipeline schedules.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxpipe", description="Look at pipeline schedules and checkpoints."
+    )
     subparsers = parser.add_subparsers(required=True, metavar="command")
     for add in _COMMANDS:
         add(subparsers)
@@ -66,17 +69,36 @@ def _simulate(arguments: argparse.Namespace) -> None:
 def _table(timelines: Sequence[Timeline]) -> str:
     peaks = " ".join(f"{float(peak):g}" for peak in timelines[0].peak_live)
     lines = [
-        ["sync", *(timeline.sync for timeline in timelines)],
+        ["sync".ljust(10), *(timeline.sync for timeline in timelines)],
         ["makespan", *(f"{float(timeline.makespan):g}" for timeline in timelines)],
         ["bubble", *(f"{float(timeline.bubble):g}" for timeline in timelines)],
         ["bubble %", *(f"{100 * timeline.bubble_fraction:.1f}" for timeline in timelines)],
     ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join([line[0].ljust(10), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
+    return "\n".join([*_columns(lines, left=1), f"peak live   {peaks}  (micro-batches, rank 0 first)"])
+
+
+def _columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Rows as lines: the first `left` columns to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     ]
-    return "\n".join([*aligned, f"peak live   {peaks}  (micro-batches, rank 0 first)"])
+
+
+def _add_inspect(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser("inspect", help="print what a checkpoint holds")
+    parser.add_argument("directory", metavar="DIR", help="a directory of checkpoints, or the folder of one")
+    parser.add_argument("--tag", help="which one (default: the latest)")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    report = inspect.inspect(arguments.directory, arguments.tag)
+    print("\n".join([*report.head, "", *_columns(report.table, left=2), "", *report.foot]))
 
 
 def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,4 +136,4 @@ def _cost(text: str) -> Fraction:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 2, 1.1 or 11/10") from None
 
 
-_COMMANDS = (_add_plot, _add_simulate)
+_COMMANDS = (_add_plot, _add_simulate, _add_inspect)

@@ -51,6 +51,7 @@ IMPORTED_ONLY_IN = {
     "orbax": {"checkpoint/items.py"},
     "optax": {"engine.py", "initialization.py", "training/optimizer.py", "training/state.py"},
     "matplotlib": {"schedules/draw.py"},
+    "safetensors": {"checkpoint/weights.py"},
     "chex": set(),
 }
 # Integers only: testable by the thousand without a device.
@@ -62,6 +63,7 @@ WITHOUT_ARRAYS = (
     "model/partition.py",
     "model/same.py",
     "checkpoint/directory.py",
+    "checkpoint/inspect.py",
     "checkpoint/manifest.py",
 )
 

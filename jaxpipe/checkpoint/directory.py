@@ -9,10 +9,12 @@ A writer that dies leaves hidden folders, which the next writer removes. If it d
 a tag, readers find the former one.
 """
 
+import contextlib
 import itertools
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxpipe.checkpoint import manifest
@@ -124,17 +126,22 @@ class Draft:
         return target
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file at once: readers see the old text or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of `path` at once: readers see the old one or the new one."""
     draft = _hidden(path.parent)
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield draft
+        _sync(draft)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file at once."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def point_latest(directory: Path, tag: str) -> None:
@@ -181,9 +188,9 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _sync(folder: Path) -> None:
-    """Makes names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

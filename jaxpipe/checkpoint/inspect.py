@@ -1,0 +1,90 @@
+"""What a checkpoint holds, as rows of text. Reads the manifest and nothing else; no JAX."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxpipe.checkpoint import directory as folders
+from jaxpipe.checkpoint import manifest
+from jaxpipe.checkpoint.manifest import ArraySpec, Manifest, size_of
+from jaxpipe.errors import CheckpointError
+
+
+class Report(NamedTuple):
+    """Lines about the run, a table (its first row the head) of what the items hold, and lines about the directory."""
+
+    head: list[str]
+    table: list[list[str]]
+    foot: list[str]
+
+
+def inspect(path: str | Path, tag: str | None = None) -> Report:
+    """Describes a checkpoint.
+
+    Args:
+      path: the directory that `save_checkpoint` was given, or the folder of one checkpoint in it.
+      tag: which one; by default the latest.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    directory = folders.as_directory(path)
+    if tag is None and (directory / manifest.NAME).exists():
+        directory, tag = directory.parent, directory.name
+    latest = folders.latest(directory)
+    if tag is None:
+        tag = latest
+    if tag is None:
+        known = folders.tags(directory)
+        found = f"found the tags {', '.join(known)}: choose one with --tag" if known else "found none"
+        raise CheckpointError(f"{directory}: expected a checkpoint, {found}.")
+    folder = folders.find(directory, tag)
+    made = manifest.read(folder)
+    others = [f"{each} (latest)" if each == latest else each for each in folders.tags(directory)]
+    return Report(_head(folder, made), _table(made), [f"tags in {directory}: {', '.join(others)}"])
+
+
+def _head(folder: Path, made: Manifest) -> list[str]:
+    seen = f"{made.micro_batches_seen:,} micro-batches of data seen"
+    return [
+        f"checkpoint  {folder}",
+        f"saved       {made.saved_at}, step {made.step:,}, {seen}",
+        f"versions    format {made.format}, {', '.join(f'{name} {version}' for name, version in made.versions.items())}",
+        f"written by  {' x '.join(f'{axis} {size}' for axis, size in made.mesh.items())}, layers cut at {made.partition}",
+        f"config      {', '.join(f'{name}={value}' for name, value in made.config.items() if value is not None)}",
+        *([f"client      {made.client_state}"] if made.client_state else []),
+    ]
+
+
+def _table(made: Manifest) -> list[list[str]]:
+    sizes = _bytes_per_item(made)
+    rows = [["item", "layer", "parameters", "dtype", "optimizer state", "bytes"]]
+    for index, layer in enumerate(made.layers):
+        item = f"layer_{index:03d}"
+        name = layer.name if layer.tied_to is None else f"{layer.name}, tied to layer {layer.tied_to}"
+        rows.append([item if layer.arrays else "", f"{index} {name}", *_counts(layer.arrays), _size(sizes, item)])
+    rows.append(["state", "", "", "", f"{sum(spec.size for spec in made.state.values()):,}", _size(sizes, "state")])
+    kept = sum(spec.size for layer in made.layers for spec in layer.arrays.values()) - made.num_params
+    rows.append(["total", "", f"{made.num_params:,}", "", f"{kept:,}", f"{sum(made.files.values()):,}"])
+    return rows
+
+
+def _counts(arrays: Mapping[str, ArraySpec]) -> list[str]:
+    """Parameters, their dtypes, and numbers of the optimizer."""
+    params = size_of(arrays)
+    if not arrays:
+        return ["", "", ""]
+    dtypes = sorted({spec.dtype for name, spec in arrays.items() if name.split("/")[0] == "params"})
+    return [f"{params:,}", " ".join(dtypes), f"{sum(spec.size for spec in arrays.values()) - params:,}"]
+
+
+def _bytes_per_item(made: Manifest) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, size in made.files.items():
+        item = name.split("/")[0]
+        sizes[item] = sizes.get(item, 0) + size
+    return sizes
+
+
+def _size(sizes: Mapping[str, int], item: str) -> str:
+    return f"{sizes[item]:,}" if item in sizes else ""

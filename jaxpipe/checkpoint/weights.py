@@ -1,0 +1,96 @@
+"""Weights as a safetensors file, for programs that know nothing of jaxpipe. The only import of safetensors, and a late one.
+
+Names are stable: `layers.<global index>.<path in the layer's params>`, such as `layers.3.up.kernel`; arrays have the shapes
+that the layer's `init` gave. A later use of a tie has no arrays.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpipe.checkpoint import directory as folders
+from jaxpipe.checkpoint import items
+from jaxpipe.errors import CheckpointError
+from jaxpipe.model.shapes import aval, describe
+
+Params = Any
+
+
+def save_weights(path: str | os.PathLike[str], layers: Sequence[Params]) -> None:
+    """Writes per-layer params to a safetensors file, at once.
+
+    Args:
+      path: of the file; its folder must exist.
+      layers: per layer, its own params, as `Pipeline.to_layers` and `Engine.to_layers` give.
+
+    Raises:
+      CheckpointError: the file cannot be written. ImportError: safetensors is not installed.
+    """
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(layers).items()}
+    try:
+        with folders.replacing(Path(path)) as draft:
+            _safetensors().save_file(arrays, draft, metadata={"format": "jaxpipe", "num_layers": str(len(layers))})
+    except Exception as error:  # the library has a kind of its own for a disk that is full
+        raise CheckpointError(f"{path}: the weights could not be written: {error}.") from error
+
+
+def load_weights(path: str | os.PathLike[str], like: Sequence[Params] | None = None) -> list[Params]:
+    """Reads what `save_weights` wrote.
+
+    Args:
+      path: of the file.
+      like: per layer, params (arrays or ShapeDtypeStruct) in whose structure the arrays come, and whose shapes and dtypes
+        they must have: `engine.to_layers()`, or `[layer.params for layer in module.shapes(example_inputs)]`. None: nested
+        dicts, which is right for flax modules.
+
+    Returns:
+      Per layer, its own params as numpy arrays, for `initialize(..., layers=...)` or `Pipeline.from_layers`.
+
+    Raises:
+      CheckpointError: the file is missing, damaged, foreign, or does not fit `like`.
+    """
+    library = _safetensors()
+    try:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+        arrays = library.load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: expected a safetensors file, found: {error}.") from error
+    if metadata.get("format") != "jaxpipe":
+        raise CheckpointError(
+            f"{path}: expected weights that jaxpipe.save_weights wrote, found names such as {sorted(arrays)[:3]}. For "
+            "weights of other libraries see examples/huggingface.py."
+        )
+    if like is None:
+        nested = items.nest({name.replace(".", "/"): array for name, array in arrays.items()}).get("layers", {})
+        return [nested.get(str(index), {}) for index in range(int(metadata["num_layers"]))]
+    wanted = _named(like)
+    odd = sorted(wanted.keys() ^ arrays.keys())
+    if len(like) != int(metadata["num_layers"]) or odd:
+        raise CheckpointError(
+            f"{path}: expected the arrays of {len(like)} layers, found those of {metadata['num_layers']}; only one of both "
+            f"has {odd[:4]}."
+        )
+    for name, leaf in wanted.items():
+        if aval(leaf) != aval(arrays[name]):
+            raise CheckpointError(f"{path}: {name}: expected {describe(leaf)}, found {describe(arrays[name])}.")
+    return jax.tree.unflatten(jax.tree.structure(list(like)), [arrays[name] for name in wanted])
+
+
+def _named(layers: Sequence[Params]) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(list(layers))[0]
+    return {f"layers.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf for path, leaf in leaves}
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError("This needs the package safetensors: pip install 'jaxpipe[safetensors]'.") from error
+    return safetensors.numpy
