@@ -27,12 +27,17 @@ def between(begin, end):
 
 
 @pytest.mark.slow
-def test_the_examples_run():
+def test_the_examples_run(tmp_path):
     """All in one process, as a reader would paste them, with the devices that the script itself asks for."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     run = subprocess.run(
-        [sys.executable, "-c", "\n".join(PYTHON)], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", "\n".join(PYTHON)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr
     losses = [float(loss) for loss in re.findall(r"(?:loss|on one device) (\d+\.\d+)", run.stdout)]
@@ -40,11 +45,16 @@ def test_the_examples_run():
     assert training < 1 and test < 1, f"it did not learn: {run.stdout}"
     assert abs(ours - oracle) < 2e-6, run.stdout
     assert re.search(r"^\{'loss': 0\.\d+, 'accuracy': [01]\.\d+, 'worst': \d", run.stdout, re.M), run.stdout
+    assert (
+        "loaded run/" not in run.stdout
+        and f"loaded {tmp_path}/run/global_step0 {{'epoch': 3}} goes on after 0" in run.stdout
+    )
+    assert cli.main(["inspect", str(tmp_path / "run")]) == 0
     assert re.findall(r"^logits (.*)$", run.stdout, re.M) == ["(8, 16, 8, 64)", "(8, 16, 8, 64)"]
 
 
 def test_the_training_script_is_short():
-    script, loop, _ = PYTHON
+    script, loop, *_ = PYTHON
     assert "initialize" in script and "value_and_grad" in loop
     assert sum(bool(line.strip()) for line in script.splitlines()) < 30
 
@@ -87,7 +97,7 @@ def test_figures_come_from_a_committed_result():
         assert quoted == report.figures(ROOT / "benchmarks" / "results" / f"{source[1]}.json").strip()
 
 
-@pytest.mark.parametrize("command", re.findall(r"^ {4}python -m jaxpipe (.*)$", README, re.MULTILINE))
+@pytest.mark.parametrize("command", re.findall(r"^ {4}python -m jaxpipe (?!inspect)(.*)$", README, re.MULTILINE))
 def test_commands_run(command, capsys):
     assert cli.main(shlex.split(command)) == 0
     assert capsys.readouterr().out
@@ -142,7 +152,3 @@ def test_what_is_not_done_is_refused(what):
     """If this fails, something was finished: take it off the list in README.md, and off this one."""
     with pytest.raises(errors.JaxpipeError):
         NOT_DONE[what]()
-
-
-def test_checkpoints_are_not_done():
-    assert not hasattr(jaxpipe.Engine, "save_checkpoint"), "finished? Then take it off the list in README.md"
