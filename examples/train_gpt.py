@@ -53,6 +53,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--eval-every", type=int, default=26, help="steps between evaluations")
     add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
     add("--seed", type=int, default=0)
+    add("--checkpoints", type=Path, help="folder to save to at every evaluation, and to go on from if it has something")
     add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
     args = parser.parse_args(arguments)
     if args.d_model % (2 * args.heads):
@@ -114,23 +115,39 @@ def train(
 ) -> tuple[list[float], list[tuple[int, float]]]:
     """The loss of every step, and pairs (step, validation loss)."""
     batches = text.random_windows(data.train, rows=args.micro_batch_size, length=args.seq, seed=args.seed)
-    losses: list[jax.Array] = []  # they stay on the device: reading one would make the host wait for its step
+    losses: list[jax.Array | float] = []  # on the device: reading one would make the host wait for its step
     evaluations: list[tuple[int, float]] = []
+    if args.checkpoints is not None and (args.checkpoints / "latest").exists():
+        path, before = engine.load_checkpoint(args.checkpoints)
+        losses, evaluations = before["losses"], [(step, loss) for step, loss in before["evaluations"]]
+        for _ in range(engine.micro_batches_seen):  # what it has been trained on already
+            next(batches)
+        print(f"\ngoing on from {path}")
 
     def evaluate(step: int) -> None:
         # An evaluation may use other micro-batches than training does: here more and larger ones.
         loss = engine.eval_batch(iter(validation), num_micro_batches=len(validation))
         evaluations.append((step, float(loss)))
 
-    evaluate(0)
-    print(f"\nstep    0: validation loss {evaluations[0][1]:.3f} nats/byte; compiling the training step")
-    with Progress(args.steps, args.micro_batches * args.micro_batch_size * args.seq) as bar:
-        for step in range(1, args.steps + 1):
+    def save() -> None:
+        curves = {"losses": [float(loss) for loss in losses], "evaluations": [list(pair) for pair in evaluations]}
+        engine.save_checkpoint(args.checkpoints, client_state=curves, blocking=False, keep=2)
+
+    first = engine.train_calls + 1
+    if first == 1:
+        evaluate(0)
+    step, loss = evaluations[-1]
+    print(f"\nstep {step:4d}: validation loss {loss:.3f} nats/byte; compiling the training step")
+    with Progress(args.steps - first + 1, args.micro_batches * args.micro_batch_size * args.seq) as bar:
+        for step in range(first, args.steps + 1):
             losses.append(engine.train_batch(batches))
             bar.update(losses[-1])
             if step % args.eval_every == 0 or step == args.steps:
                 evaluate(step)
                 bar.note(f"step {step:4d}: validation loss {evaluations[-1][1]:.3f}")
+                if args.checkpoints is not None:
+                    save()
+    engine.wait_for_checkpoint()
     return [float(loss) for loss in losses], evaluations
 
 
