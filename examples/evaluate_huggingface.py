@@ -44,13 +44,18 @@ def load(folder: Path) -> tuple[jaxpipe.PipelineModule, list[Any]]:
         raise SystemExit(f"{folder} has a model of the type {config['model_type']!r}; known are {', '.join(FAMILIES)}.")
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        tensors |= load_file(file)
+        # In float32, whatever the checkpoint has: the layers compute in what they hold.
+        tensors |= {name: np.asarray(tensor, np.float32) for name, tensor in load_file(file).items()}
     return jaxpipe.PipelineModule(family.make_layers(config), loss_fn), family.convert(tensors, config)
 
 
 def make_engine(folder: Path, *, stages: int, data: int, rows: int, length: int, micro_batches: int) -> jaxpipe.Engine:
     """An engine with the weights of a folder, for micro-batches [rows, length] of tokens."""
     module, layers = load(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    most = config.get("n_positions", config.get("max_position_embeddings", length))
+    if length > most:
+        raise SystemExit(f"Windows of {length} tokens: this model has {most} positions. Use --length {most}.")
     tokens = jax.ShapeDtypeStruct((rows, length), np.int32)
     return jaxpipe.initialize(
         module,

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import load, save
 from jaxpipe.checkpoint.layout import Layout
-from jaxpipe.errors import DataError
+from jaxpipe.errors import CheckpointError, DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
 from jaxpipe.executor.batch import check_batch
@@ -45,7 +45,7 @@ class Engine:
     ):
         self.pipe, self.config = pipe, config
         self.grad_norm: jax.Array | None = None
-        self.state, shardings = make_state(params, optimizer, key, pipe.mesh)
+        self.state, shardings, self._stack_axes = make_state(params, optimizer, key, pipe.mesh)
         everywhere = shardings.step
         self._step = jax.jit(
             make_step(pipe.traceable_value_and_grad, optimizer, config.gradient_clipping),
@@ -116,7 +116,7 @@ class Engine:
         if not is_count(count):
             raise DataError(f"num_micro_batches={count!r} must be an integer, 1 or more.")
         evaluator = self.pipe.evaluator
-        groups = dataset.checked(data.put(data.pull(data_iter, count), self.pipe.mesh), evaluator, compute_loss)
+        groups = dataset.checked(data.pull(data_iter, count), evaluator, compute_loss)
         return answer(evaluator.run(self.state.params, groups, options), options)
 
     def evaluate(
@@ -149,13 +149,12 @@ class Engine:
         has_loss = self.pipe.module.loss_fn is not None or metrics is None
         options = Options(loss=has_loss, metrics=True, metrics_fn=metrics, reduce_output=None, raw=True)
         evaluator, count = self.pipe.evaluator, self.config.num_micro_batches
-        total = -(-len(data_iter) // count) if isinstance(data_iter, Sized) else num_batches
+        source = dataset.batches(data_iter, count, num_batches, evaluator, labels=True)
         bar = Progress(
-            total if num_batches is None or total is None else min(total, num_batches),
+            dataset.number_of_batches(data_iter, count, num_batches),
             unit="batch",
             enabled=sys.stdout.isatty() if progress is None else progress,
         )
-        source = dataset.batches(data_iter, count, num_batches, evaluator, labels=True)
         return dataset.evaluate(evaluator, self.state.params, source, options, bar)
 
     def predict(self, data_iter: Iterable[Batch], num_batches: int | None = None) -> Iterator[Any]:
@@ -212,7 +211,8 @@ class Engine:
           client_state: a dict that `load_checkpoint` returns: numbers, strings, lists, dicts.
           save_latest: make it the one that loads without a tag.
           blocking: False returns as soon as the state is copied to the host, and writes in the background. The next
-            `save_checkpoint` and `wait_for_checkpoint` wait for it, and raise what went wrong.
+            `save_checkpoint` waits for it, and so does the end of the program. What goes wrong is logged when it happens,
+            and raised by `wait_for_checkpoint`.
           keep: remove the oldest checkpoints beyond so many.
           data_iter: its `get_state()` is stored (grain's iterators have one), for `load_checkpoint` to set.
 
@@ -269,16 +269,22 @@ class Engine:
           has no `latest`.
 
         Raises:
-          CheckpointError: it is damaged, or of another model or optimizer; the engine is as it was.
+          CheckpointError: it is damaged, or of another model or optimizer; the engine is as it was. (Only if the devices
+            fail at the very end, when all has been read and compared, it is not, and the message says so.)
         """
-        self._saver.wait()
+        self._saver.join()
         selection = load.Selection(load_module_strict, load_optimizer_states, load_module_only)
         found = load.load(folders.as_directory(directory), tag, self._layout(), self.state, selection)
         if found is None:
             return None, None
         load.restore_data(data_iter, found)
-        self.state = found.state.place(self.state, self._shardings)
+        self.state, error = found.state.place(self.state, self._shardings)
         self._watch.clear()
+        if error is not None:
+            raise CheckpointError(
+                f"{found.path}: it was read, but could not be put on the devices ({type(error).__name__}: {error}). Part "
+                "of the engine's state is new and part is old: load again before going on."
+            ) from error
         if not load_module_only:
             self.train_calls, self.micro_batches_seen = found.manifest.train_calls, found.manifest.micro_batches_seen
         return str(found.path), found.manifest.client_state
@@ -288,7 +294,7 @@ class Engine:
         self._saver.wait()
 
     def _layout(self) -> Layout:
-        return Layout(self.pipe.storage, self.state)
+        return Layout(self.pipe.storage, self.state, self._stack_axes)
 
     def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
         items = data.pull(data_iter, count)

@@ -5,15 +5,17 @@
     <directory>/.new.<writer>     being written
     <directory>/.replaced/<tag>   the former checkpoint of that tag, while the new one takes its place
 
-A writer that dies leaves hidden folders, which the next writer removes. If it dies between the two renames that replace
-a tag, readers find the former one.
+A writer that dies leaves hidden folders, which a later writer removes when nobody has touched them for a while. If it
+dies between the two renames that replace a tag, readers find the former one, and the next writer puts it back.
 """
 
 import contextlib
-import itertools
 import os
+import re
 import shutil
 import socket
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +25,8 @@ from jaxpipe.training.checks import did_you_mean
 
 LATEST = "latest"
 REPLACED = ".replaced"
-_counter = itertools.count()
+UNTOUCHED = 600.0  # seconds after which a draft without a living writer is removed
+_drafts: set[Path] = set()  # those of this process
 
 
 def as_directory(directory: str | os.PathLike[str]) -> Path:
@@ -35,41 +38,43 @@ def as_directory(directory: str | os.PathLike[str]) -> Path:
             f"directory={os.fspath(directory)!r}: expected a path of a mounted file system. Mount the bucket, or copy the "
             "checkpoint."
         )
-    return Path(directory).absolute()
+    return Path(directory).expanduser().absolute()
 
 
 def check_tag(tag: str) -> str:
     """Raises CheckpointError unless a tag can be the name of a folder here."""
-    if not isinstance(tag, str) or not tag or tag.startswith(".") or tag == LATEST or {"/", os.sep, "\0"} & set(tag):
+    allowed = isinstance(tag, str) and tag.isprintable() and 0 < len(tag.encode()) <= 200 and tag == tag.strip()
+    if not allowed or tag.startswith(".") or tag == LATEST or {"/", os.sep} & set(tag):
         raise CheckpointError(
-            f"tag={tag!r}: expected the name of a folder, such as 'global_step100': no '/', no dot in front, and not "
-            f"{LATEST!r}."
+            f"tag={tag!r}: expected the name of a folder, such as 'global_step100': no '/', no dot in front, no space at "
+            f"the ends, and not {LATEST!r}."
         )
     return tag
 
 
 def tags(directory: Path) -> list[str]:
     """The tags of all complete checkpoints, the oldest first."""
-    if not directory.is_dir():
-        return []
-    found: dict[str, int] = {}
+    found: dict[str, tuple[str, int]] = {}
     for path in [*directory.glob(f"{REPLACED}/*/{manifest.NAME}"), *directory.glob(f"*/{manifest.NAME}")]:
-        try:
-            if not path.parent.name.startswith("."):
-                found[path.parent.name] = path.stat().st_mtime_ns
-        except FileNotFoundError:  # removed meanwhile
+        if path.parent.name.startswith("."):
             continue
+        try:
+            made = manifest.read(path.parent)
+        except CheckpointError:  # of another program, damaged, or removed meanwhile
+            continue
+        found[path.parent.name] = made.saved_at, made.step
     return sorted(found, key=lambda tag: (found[tag], tag))
 
 
 def latest(directory: Path) -> str | None:
     """The tag that `latest` names, or None if there is no such file."""
+    path = directory / LATEST
     try:
-        return (directory / LATEST).read_text(encoding="utf-8").strip()
+        return check_tag(path.read_text(encoding="utf-8").strip())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{directory / LATEST}: expected a tag, found: {error}.") from error
+    except (OSError, UnicodeDecodeError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: expected a tag in this file, found: {error}") from error
 
 
 def find(directory: Path, tag: str) -> Path:
@@ -87,15 +92,6 @@ def find(directory: Path, tag: str) -> Path:
     raise CheckpointError(f"{directory}: expected the tag {tag!r}, {there}.{did_you_mean(tag, known)}")
 
 
-def identity(directory: Path, tag: str) -> tuple[Path, int] | None:
-    """What changes when the checkpoint of a tag is replaced; None while there is none."""
-    try:
-        path = find(directory, tag)
-        return path, path.stat().st_ino
-    except (CheckpointError, FileNotFoundError):
-        return None
-
-
 class Draft:
     """A checkpoint being written; `with Draft(...) as path:` and then `commit`. Without a commit nothing is left."""
 
@@ -105,25 +101,49 @@ class Draft:
 
     def __enter__(self) -> Path:
         self.directory.mkdir(parents=True, exist_ok=True)
+        _put_back(self.directory)
+        if (target := self.directory / self.tag).exists():
+            _check_is_checkpoint(target)
         _clean(self.directory)
+        _drafts.add(self.path)
         self.path.mkdir()
         return self.path
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        _drafts.discard(self.path)
 
     def commit(self) -> Path:
         """Gives the draft its name."""
         target, replaced = self.directory / self.tag, self.directory / REPLACED / self.tag
         _sync(self.path)
         if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
             replaced.parent.mkdir(exist_ok=True)
             target.rename(replaced)
         self.path.rename(target)
         _sync(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
         return target
+
+
+def _check_is_checkpoint(target: Path) -> None:
+    """Raises CheckpointError if saving would replace something else."""
+    try:
+        manifest.read(target)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{target} is in the way: it would be replaced, but it is no checkpoint that this version can read. Use "
+            f"another tag, or remove it. ({error})"
+        ) from None
+
+
+def _put_back(directory: Path) -> None:
+    """Finishes what a writer left that died while it replaced a tag."""
+    for replaced in (directory / REPLACED).glob("*"):
+        if (directory / replaced.name).exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(directory / replaced.name)
 
 
 @contextlib.contextmanager
@@ -163,14 +183,26 @@ def prune(directory: Path, keep: int) -> None:
 
 def _hidden(directory: Path) -> Path:
     """A new name for something unfinished, which tells who is at it."""
-    return directory / f".new.{os.getpid()}.{next(_counter)}.{socket.gethostname()}"
+    return directory / f".new.{os.getpid()}.{uuid.uuid4().hex}.{socket.gethostname()}"
 
 
 def _clean(directory: Path) -> None:
-    """Removes what dead writers of this machine left."""
+    """Removes what dead writers of this machine left.
+
+    A process of that number may be another one by now, or live in another container of that name: so a draft must not
+    have been touched for a while, either.
+    """
     for path in directory.glob(".new.*"):
-        pid, _, host = path.name.split(".", 4)[2:]
-        if host != socket.gethostname() or _is_running(int(pid)):
+        parts = re.fullmatch(r"\.new\.(\d+)\.\w+\.(.*)", path.name)
+        if not parts or parts[2] != socket.gethostname() or path in _drafts:
+            continue
+        if int(parts[1]) != os.getpid() and _is_running(int(parts[1])):
+            continue
+        try:
+            touched = max(each.stat().st_mtime for each in [path, *path.rglob("*")])
+        except FileNotFoundError:
+            continue
+        if time.time() - touched < UNTOUCHED:
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

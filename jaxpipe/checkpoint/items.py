@@ -4,6 +4,7 @@ Every item is an Orbax checkpoint of its own, a nested dict of arrays, so any pr
 without jaxpipe.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,18 @@ import numpy as np
 
 # Named arrays; "/" in a name nests: {"params/up/kernel": a} is {"params": {"up": {"kernel": a}}} on disk.
 Arrays = dict[str, Any]
+
+# What separates the parts of a name, here (/), in Orbax (.) and in paths of the optimizer state (:): written %xx in a part.
+_RESERVED = re.compile(r"[%./:]")
+
+
+def prepare() -> None:
+    """Imports Orbax, which a thread cannot do while the program ends."""
+    import concurrent.futures.thread
+
+    import orbax.checkpoint
+
+    del orbax, concurrent
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -59,11 +72,22 @@ def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     return _named(restored)
 
 
-def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
+def joined(path: tuple[Any, ...], separator: str) -> str:
+    """The name of a leaf in a tree, by its path; no two paths of strings have one name."""
+    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    return separator.join(_RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts)
+
+
+def plain(part: str) -> str:
+    """A part of a name as the key that it was."""
+    return re.sub("%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), part)
+
+
+def nest(arrays: Mapping[str, Any], separator: str = "/", key: Callable[[str], str] = str) -> dict[str, Any]:
+    """{"a/b": x} -> {"a": {"b": x}}, with each part made a key by `key`."""
     nested: dict[str, Any] = {}
     for name, array in arrays.items():
-        *parents, last = name.split("/")
+        *parents, last = map(key, name.split(separator))
         here = nested
         for part in parents:
             here = here.setdefault(part, {})

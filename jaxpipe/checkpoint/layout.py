@@ -6,6 +6,7 @@ mirror them, as one layer alone would have them. The item `state` holds the rest
 beside its mirrors (step counts, say).
 """
 
+import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.checkpoint.items import Arrays
+from jaxpipe.checkpoint.items import Arrays, joined
 from jaxpipe.checkpoint.manifest import ArraySpec
 from jaxpipe.model.storage import Stack, Storage, is_stack
 from jaxpipe.training.state import TrainState, mirrored
@@ -30,43 +31,52 @@ def layer_item(layer: int) -> str:
 
 @dataclass(frozen=True)
 class _Home:
-    """Where a leaf of the state is kept: under `name` in the items of all layers of `stack`, of `layer`, or in `state`."""
+    """Where a leaf of the state is kept: under `name` in the items of all layers of `stack`, of `layer`, or in `state`.
+
+    Of a leaf of a stack, dims `axis` and `axis + 1` are rank and slot.
+    """
 
     name: str
     stack: Stack | None = None
     layer: int | None = None
+    axis: int = 0
 
 
 class Layout:
-    """Translates between a `TrainState` and items, for one model, optimizer and cut."""
+    """Translates between a `TrainState` and items, for one model, optimizer and cut.
 
-    def __init__(self, storage: Storage, state: TrainState):
+    Args:
+      axes: of `training.state.make_state`.
+    """
+
+    def __init__(self, storage: Storage, state: TrainState, axes: Sequence[int | None]):
         self.storage = storage
         self.num_layers = storage.module.num_layers
         param_paths = {path: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state.params)[0]}
         self._homes: list[_Home] = []
-        for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        stack_axes = iter(axes)
+        for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
             field, inner = path[0].name, path[1:]
             if field == PARAMS:
-                self._homes.append(self._home(PARAMS, inner))
-                continue
-            found = mirrored(inner, param_paths) if field == OPT_STATE else None
-            home = self._home(f"{OPT_STATE}/{_joined(found[0], '.')}", found[1]) if found else None
-            # Of a stack, but not per layer: placeholders for moments that an optimizer does without.
-            odd = (
-                home is not None and home.stack is not None and leaf.shape[:2] != (storage.num_ranks, home.stack.slots)
-            )
-            if home is None or odd:
-                home = _Home(f"{field}/{_joined(inner, '.')}" if inner else field)
-            self._homes.append(home)
+                self._homes.append(self._home(PARAMS, inner, 0))
+            elif field == OPT_STATE:
+                axis, found = next(stack_axes), mirrored(inner, param_paths)
+                # None for what belongs to a stack, but not per layer: placeholders for moments that are not kept.
+                if found and not (is_stack(found[1]) and axis is None):
+                    lead = f"{OPT_STATE}/{joined(found[0], ':')}" if found[0] else OPT_STATE
+                    self._homes.append(self._home(lead, found[1], axis or 0))
+                else:
+                    self._homes.append(_Home(f"{OPT_STATE}/{joined(inner, ':')}"))
+            else:
+                self._homes.append(_Home(field))
         names = {(home.name, home.stack.name if home.stack else home.layer) for home in self._homes}
         assert len(names) == len(self._homes), "two leaves of the state have one name"
 
-    def _home(self, lead: str, path: tuple[Any, ...]) -> _Home:
-        entry, inner = path[1].key, _joined(path[2:], "/")
+    def _home(self, lead: str, path: tuple[Any, ...], axis: int) -> _Home:
+        entry, inner = path[1].key, joined(path[2:], "/")
         name = f"{lead}/{inner}" if inner else lead
         if is_stack(path):
-            return _Home(name, stack=self.storage.stacks[entry])
+            return _Home(name, stack=self.storage.stacks[entry], axis=axis)
         return _Home(name, layer=self.storage.shared[entry].layer)
 
     # ---------------------------------------------------------------------------------------------------------- write
@@ -78,8 +88,9 @@ class Layout:
         for home, leaf in zip(self._homes, jax.tree.leaves(state), strict=True):
             leaf = _raw(leaf)
             if home.stack is not None:
+                shape = leaf.shape[: home.axis] + leaf.shape[home.axis + 2 :]
                 for layer in home.stack.places:
-                    found[layer_item(layer)][home.name] = ArraySpec(str(leaf.dtype), leaf.shape[2:])
+                    found[layer_item(layer)][home.name] = ArraySpec(str(leaf.dtype), shape)
             else:
                 item = STATE if home.layer is None else layer_item(home.layer)
                 found[item][home.name] = ArraySpec(str(leaf.dtype), leaf.shape)
@@ -97,7 +108,7 @@ class Layout:
                 if home.layer == layer:
                     arrays[home.name] = leaf
                 elif home.stack is not None and layer in home.stack.places:
-                    arrays[home.name] = _one_layer(leaf, *home.stack.places[layer])
+                    arrays[home.name] = _one_layer(leaf, *home.stack.places[layer], home.axis)
             if arrays:
                 yield layer_item(layer), arrays
         yield (
@@ -138,36 +149,38 @@ class Assembly:
             if place is not None:
                 if self._leaves[index] is None:
                     self._leaves[index] = self._blank(home, home.stack, self._present[index])
-                self._leaves[index][place] = arrays[home.name]
+                self._leaves[index][(slice(None),) * home.axis + place] = arrays[home.name]
 
     def _blank(self, home: _Home, stack: Stack, present: jax.Array) -> np.ndarray:
         coming = sum(home.name in self._wanted.get(layer_item(layer), ()) for layer in stack.places)
-        if coming == present.shape[0] * stack.slots:
+        if coming == present.shape[home.axis] * stack.slots:
             return np.empty(present.shape, present.dtype)
         return np.array(present)
 
-    def place(self, state: TrainState, shardings: TrainState) -> TrainState:
+    def place(self, state: TrainState, shardings: TrainState) -> tuple[TrainState, BaseException | None]:
         """Puts everything onto the mesh, leaf by leaf in place of the present state, which is used up.
 
         Never more than one leaf is on the devices twice. What no item had anything of stays.
+
+        Returns:
+          The new state. If something went wrong on the way, a state of which a part is new, and the error.
         """
         leaves, structure = jax.tree.flatten(state)
         where = structure.flatten_up_to(shardings)
         self._present.clear()
-        for index, (old, sharding) in enumerate(zip(leaves, where, strict=True)):
-            new, self._leaves[index] = self._leaves[index], None
-            if new is None:
-                continue
-            if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-                new = jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
-            # A copy: a donated step must not write into memory that numpy owns.
-            leaves[index] = jax.block_until_ready(jax.device_put(new, sharding, may_alias=False))
-            old.delete()
-        return jax.tree.unflatten(structure, leaves)
-
-
-def _joined(path: tuple[Any, ...], separator: str) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=separator)
+        try:
+            for index, (old, sharding) in enumerate(zip(leaves, where, strict=True)):
+                new, self._leaves[index] = self._leaves[index], None
+                if new is None:
+                    continue
+                if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+                    new = jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
+                # A copy: a donated step must not write into memory that numpy owns.
+                leaves[index] = jax.block_until_ready(jax.device_put(new, sharding, may_alias=False))
+                old.delete()
+        except BaseException as error:  # an interrupt from the keyboard, too
+            return jax.tree.unflatten(structure, leaves), error
+        return jax.tree.unflatten(structure, leaves), None
 
 
 def _raw(leaf: Any) -> Any:
@@ -175,15 +188,16 @@ def _raw(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-@jax.jit
-def _slot(stack: jax.Array, rank: Any, slot: Any) -> jax.Array:
-    return stack[rank, slot]
+@functools.partial(jax.jit, static_argnames="axis")
+def _slot(stack: jax.Array, rank: Any, slot: Any, axis: int) -> jax.Array:
+    row = jax.lax.dynamic_index_in_dim(stack, rank, axis, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(row, slot, axis, keepdims=False)
 
 
-def _one_layer(leaf: jax.Array, rank: int, slot: int) -> jax.Array:
-    """One layer of a stack [S, slots, ...], copied on a device that holds it."""
+def _one_layer(leaf: jax.Array, rank: int, slot: int, axis: int) -> jax.Array:
+    """One layer of a stack [..., S, slots, ...], copied on a device that holds it."""
     for shard in leaf.addressable_shards:
-        first = shard.index[0].start or 0
-        if first <= rank < first + shard.data.shape[0]:
-            return _slot(shard.data, rank - first, slot)
+        first = shard.index[axis].start or 0
+        if first <= rank < first + shard.data.shape[axis]:
+            return _slot(shard.data, rank - first, slot, axis)
     raise AssertionError(f"no device of this process holds rank {rank}")

@@ -62,11 +62,14 @@ def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, se
             del arrays  # before the next item is read
         return Loaded(path, made, assembly)
 
-    return with_checkpoint(directory, tag, once)
+    found = with_checkpoint(directory, tag, once)
+    if found is None:
+        _warn_none(directory)
+    return found
 
 
 def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manifest], Any]) -> Any:
-    """`use(folder, manifest)` of a tag, or of the latest one; None and a warning if there is none.
+    """`use(folder, manifest)` of a tag, or of the latest one; None if there is no `latest`.
 
     A writer may remove or replace a checkpoint while it is being read. Then it is looked for again, so that what is read is
     always one whole checkpoint.
@@ -74,16 +77,15 @@ def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manif
     for attempt in range(TRIES):
         chosen = folders.latest(directory) if tag is None else folders.check_tag(tag)
         if chosen is None:
-            _warn_none(directory)
             return None
-        before = folders.identity(directory, chosen)
+        before = _identity(directory, chosen)
         error, found = None, None
         try:
             path = folders.find(directory, chosen)
             found = use(path, manifest.read(path))
         except CheckpointError as caught:
             error = caught
-        replaced = folders.identity(directory, chosen) != before
+        replaced = _identity(directory, chosen) != before
         moved_on = tag is None and folders.latest(directory) != chosen
         if error is None and not replaced:
             return found
@@ -95,13 +97,22 @@ def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manif
     )
 
 
+def _identity(directory: Path, tag: str) -> tuple[Path, str] | None:
+    """What changes when the checkpoint of a tag is replaced; None while there is none that can be read."""
+    try:
+        path = folders.find(directory, tag)
+        return path, manifest.read(path).id
+    except CheckpointError:
+        return None
+
+
 def _warn_none(directory: Path) -> None:
     known = folders.tags(directory)
     if known:
         what = f"no file 'latest'; pass one of the tags {', '.join(known)}"
     else:
         what = "no checkpoint" if directory.is_dir() else "no such directory"
-    warnings.warn(f"{directory}: {what}. Nothing was loaded.", stacklevel=5)
+    warnings.warn(f"{directory}: {what}. Nothing was loaded.", stacklevel=4)
 
 
 def read_items(path: Path, made: Manifest, wanted: Wanted) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
@@ -223,6 +234,8 @@ def restore_data(data_iter: Any, found: Loaded) -> None:
     """Sets a data iterator to where it stood."""
     if data_iter is None:
         return
+    if not hasattr(data_iter, "set_state"):
+        raise CheckpointError(f"data_iter is a {type(data_iter).__name__} without set_state(): leave it out.")
     if found.manifest.data_state is None:
         raise CheckpointError(
             f"{found.path}: expected the state of a data iterator, found none: it was saved without data_iter. Skip "
@@ -250,11 +263,11 @@ def load_layer(directory: str | Path, tag: str | None, index: int) -> Any:
     """
 
     def once(path: Path, made: Manifest) -> Any:
-        if not isinstance(index, int) or not 0 <= index < len(made.layers):
+        if isinstance(index, bool) or not hasattr(index, "__index__") or not 0 <= index < len(made.layers):
             raise CheckpointError(f"{path}: expected a layer index from 0 to {len(made.layers) - 1}, found {index!r}.")
         specs = {n: s for n, s in made.layers[index].arrays.items() if n.split("/")[0] == PARAMS}
         found = dict(read_items(path, made, {layer_item(index): specs}))
-        return items.nest(found.get(layer_item(index), {})).get(PARAMS, {})
+        return items.nest(found.get(layer_item(index), {}), key=items.plain).get(PARAMS, {})
 
     found = with_checkpoint(folders.as_directory(directory), tag, once)
     if found is None:

@@ -4,16 +4,18 @@ It is written last, so a folder that has one is complete. No JAX.
 """
 
 import base64
+import copy
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from jaxpipe.errors import CheckpointError
 
 NAME = "checkpoint.json"
+PROGRAM = "jaxpipe"  # others use the name of the file, too
 # Raised when a reader of an older version could no longer understand what is written.
 FORMAT = 1
 
@@ -47,6 +49,7 @@ class Manifest:
     """What a checkpoint holds.
 
     Attributes:
+      id: of this very save, so that a reader notices if another one takes its place.
       layers, state: the items; see `layout`.
       step: optimizer steps. train_calls: calls of `train_batch`, those without a step included.
       micro_batches_seen: how far the data was read. data_state: what the iterator said about that, if it was asked.
@@ -55,6 +58,7 @@ class Manifest:
       config, partition, mesh, versions, saved_at: of the writing run, for whoever looks; loading depends on none of them.
     """
 
+    id: str
     layers: list[LayerRecord]
     state: dict[str, ArraySpec]
     step: int
@@ -74,7 +78,8 @@ class Manifest:
     def to_json(self) -> str:
         """The text of the file."""
         layers = [{**vars(layer), "arrays": _texts(layer.arrays)} for layer in self.layers]
-        return json.dumps({**vars(self), "layers": layers, "state": _texts(self.state)}, indent=1) + "\n"
+        found = {"program": PROGRAM, **vars(self), "layers": layers, "state": _texts(self.state)}
+        return json.dumps(found, indent=1) + "\n"
 
     @property
     def num_params(self) -> int:
@@ -104,15 +109,7 @@ def read(folder: Path) -> Manifest:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: expected a readable manifest, found: {error}.") from error
     try:
-        found = json.loads(text)
-        version = found["format"]
-        if isinstance(version, int) and version > FORMAT:
-            raise CheckpointError(
-                f"{path}: expected format {FORMAT} or older, found {version}, written by jaxpipe "
-                f"{found.get('versions', {}).get('jaxpipe', '?')}. Read it with that version of jaxpipe, or a later one."
-            )
-        layers = [LayerRecord(each["name"], each["tied_to"], _specs(each["arrays"])) for each in found.pop("layers")]
-        return Manifest(layers=layers, state=_specs(found.pop("state")), **found)
+        return _parse(path, json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -120,6 +117,28 @@ def read(folder: Path) -> Manifest:
             f"{path}: expected the manifest of a checkpoint, found something else or a part of one "
             f"({type(error).__name__}: {error}). Load another tag."
         ) from error
+
+
+def _parse(path: Path, found: dict[str, Any]) -> Manifest:
+    if found["program"] != PROGRAM:
+        raise ValueError(f"it is of the program {found['program']!r}")
+    version = found["format"]
+    if isinstance(version, int) and version > FORMAT:
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT} or older, found {version}, written by jaxpipe "
+            f"{found.get('versions', {}).get('jaxpipe', '?')}. Read it with that version of jaxpipe, or a later one."
+        )
+    kinds: dict[str, Any] = {"id": str, "step": int, "train_calls": int, "micro_batches_seen": int, "saved_at": str}
+    kinds |= {"client_state": dict, "config": dict, "mesh": dict, "versions": dict, "files": dict, "partition": list}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            raise TypeError(f"{name} is {found[name]!r:.50}")
+    if not all(isinstance(size, int) for size in found["files"].values()):
+        raise TypeError("a size in files is no integer")
+    layers = [LayerRecord(each["name"], each["tied_to"], _specs(each["arrays"])) for each in found["layers"]]
+    # Fields that are not known are those of a newer version that this one can do without: the format says so.
+    rest = {each.name: found[each.name] for each in fields(Manifest) if each.name not in ("layers", "state")}
+    return Manifest(layers=layers, state=_specs(found["state"]), **rest)
 
 
 def _texts(specs: dict[str, ArraySpec]) -> dict[str, str]:
@@ -159,7 +178,7 @@ def encode_data_state(state: Any) -> Any:
     if isinstance(state, bytes):
         return {"bytes": base64.b64encode(state).decode("ascii")}
     check_json(state, "data_iter.get_state()")
-    return {"json": state}
+    return {"json": copy.deepcopy(state)}
 
 
 def decode_data_state(encoded: Any) -> Any:

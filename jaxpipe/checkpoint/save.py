@@ -1,10 +1,15 @@
 """Writes checkpoints: at once, or from a copy on the host while training goes on."""
 
+import atexit
+import copy
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import logging
 import threading
+import uuid
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +44,7 @@ def describe(layout: Layout, state: TrainState, config: Config, mesh: jax.shardi
     ]
     typed = jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
     return Manifest(
+        id=uuid.uuid4().hex,
         layers=layers,
         state=expected[STATE],
         step=int(state.step),
@@ -46,10 +52,17 @@ def describe(layout: Layout, state: TrainState, config: Config, mesh: jax.shardi
         config={each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)},
         partition=list(layout.storage.boundaries),
         mesh=dict(mesh.shape),
-        versions={name: importlib.metadata.version(name) for name in ("jaxpipe", "jax", "optax", "orbax-checkpoint")},
-        saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions={name: _version(name) for name in ("jaxpipe", "jax", "optax", "orbax-checkpoint")},
+        saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         **counters,
     )
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+        return "unknown"
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 class Saver:
-    """Writes one checkpoint at a time. A failure in the background is raised by the next `save` or `wait`."""
+    """Writes one checkpoint at a time. A failure in the background is logged, and raised by `wait`."""
 
     def __init__(self):
         self._thread: threading.Thread | None = None
@@ -80,7 +93,7 @@ class Saver:
           source: item after item; the next one is asked for when the one before is on disk, unless the writing is done in
             the background, which begins with a copy of everything on the host.
         """
-        self.wait()
+        self.join()
         if blocking:
             return _write(directory, tag, made, source, save_latest, keep)
         copied = [(name, {key: np.array(array) for key, array in arrays.items()}) for name, arrays in source]
@@ -92,16 +105,22 @@ class Saver:
                 self._error = error
                 log.error("%s", error)
 
-        # No daemon: a program that ends waits for its last checkpoint.
+        items.prepare()
         self._thread = threading.Thread(target=work, name="jaxpipe-checkpoint")
+        _savers.add(self)
+        _register()
         self._thread.start()
         return directory / tag
 
-    def wait(self) -> None:
-        """Waits for the checkpoint that is being written; raises CheckpointError if it failed."""
+    def join(self) -> None:
+        """Waits for the checkpoint that is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def wait(self) -> None:
+        """As `join`; raises CheckpointError if a checkpoint in the background has failed."""
+        self.join()
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -123,16 +142,37 @@ def _write(
             files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
             folders.write_text(path / manifest.NAME, dataclasses.replace(made, files=files).to_json())
             written = draft.commit()
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax and tensorstore have many kinds for a disk that is full
+        raise CheckpointError(
+            f"{directory / tag}: the checkpoint could not be written: {type(error).__name__}: {_reason(error)} Earlier "
+            "checkpoints and the state of training are as they were."
+        ) from error
+    try:
         if save_latest:
             folders.point_latest(directory, tag)
         if keep is not None:
             folders.prune(directory, keep)
-        return written
-    except Exception as error:  # Orbax and tensorstore have many kinds for a disk that is full
+    except OSError as error:
         raise CheckpointError(
-            f"{directory / tag}: the checkpoint could not be written: {type(error).__name__}: {_reason(error)} Earlier "
-            "checkpoints and the state of training are as they were. Make room, or save somewhere else."
+            f"{directory / tag}: the checkpoint was written, but 'latest' or the older ones could not be changed: {error}."
         ) from error
+    return written
+
+
+_savers: "weakref.WeakSet[Saver]" = weakref.WeakSet()
+
+
+@functools.cache
+def _register() -> None:
+    """Lets the end of the program wait for a checkpoint that is being written.
+
+    Before the end of `concurrent.futures`, whose threads Orbax writes with: `atexit`, and the waiting for threads that are
+    no daemons, come after that. Callbacks run last in, first out, so this one is registered when Orbax has been imported.
+    """
+    register = getattr(threading, "_register_atexit", None) or atexit.register
+    register(lambda: [saver.join() for saver in list(_savers)])
 
 
 def _reason(error: BaseException) -> str:
@@ -142,7 +182,7 @@ def _reason(error: BaseException) -> str:
     text = str(error).strip()
     for known in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
         if known in text:
-            return f"{known}."
+            return f"{known}. Make room, or save somewhere else."
     return f"{text.splitlines()[0][:300]}." if text else "no message."
 
 
@@ -159,7 +199,7 @@ def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) ->
             f"Checkpoints of {jax.process_count()} processes are not available yet in this version of jaxpipe: expected "
             "one process that holds all devices."
         )
-    return state
+    return copy.deepcopy(state)  # it may be written later
 
 
 def data_state(data_iter: Any) -> Any:

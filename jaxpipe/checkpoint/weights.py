@@ -1,7 +1,7 @@
 """Weights as a safetensors file, for programs that know nothing of jaxpipe. The only import of safetensors, and a late one.
 
 Names are stable: `layers.<global index>.<path in the layer's params>`, such as `layers.3.up.kernel`; arrays have the shapes
-that the layer's `init` gave. A later use of a tie has no arrays.
+that the layer's `init` gave. A later use of a tie has no arrays. A dot in a key is written %2E.
 """
 
 import os
@@ -62,20 +62,20 @@ def load_weights(path: str | os.PathLike[str], like: Sequence[Params] | None = N
         arrays = library.load_file(path)
     except Exception as error:
         raise CheckpointError(f"{path}: expected a safetensors file, found: {error}.") from error
-    if metadata.get("format") != "jaxpipe":
+    count = int(metadata["num_layers"]) if metadata.get("num_layers", "").isdigit() else None
+    if metadata.get("format") != "jaxpipe" or count is None:
         raise CheckpointError(
             f"{path}: expected weights that jaxpipe.save_weights wrote, found names such as {sorted(arrays)[:3]}. For "
-            "weights of other libraries see examples/huggingface.py."
+            "weights of other libraries see examples/evaluate_huggingface.py."
         )
     if like is None:
-        nested = items.nest({name.replace(".", "/"): array for name, array in arrays.items()}).get("layers", {})
-        return [nested.get(str(index), {}) for index in range(int(metadata["num_layers"]))]
+        nested = items.nest(arrays, ".", items.plain).get("layers", {})
+        return [nested.get(str(index), {}) for index in range(count)]
     wanted = _named(like)
     odd = sorted(wanted.keys() ^ arrays.keys())
-    if len(like) != int(metadata["num_layers"]) or odd:
+    if len(like) != count or odd:
         raise CheckpointError(
-            f"{path}: expected the arrays of {len(like)} layers, found those of {metadata['num_layers']}; only one of both "
-            f"has {odd[:4]}."
+            f"{path}: expected the arrays of {len(like)} layers, found those of {count}; only one of both has {odd[:4]}."
         )
     for name, leaf in wanted.items():
         if aval(leaf) != aval(arrays[name]):
@@ -85,7 +85,7 @@ def load_weights(path: str | os.PathLike[str], like: Sequence[Params] | None = N
 
 def _named(layers: Sequence[Params]) -> dict[str, Any]:
     leaves = jax.tree_util.tree_flatten_with_path(list(layers))[0]
-    return {f"layers.{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf for path, leaf in leaves}
+    return {f"layers.{items.joined(path, '.')}": leaf for path, leaf in leaves}
 
 
 def _safetensors() -> Any:

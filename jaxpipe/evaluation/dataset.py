@@ -41,18 +41,29 @@ def _batches(
         items = data.take(source, num_micro_batches)
         if items:
             count += 1
-            yield checked(data.put(items, evaluator.mesh), evaluator, labels)
+            yield checked(items, evaluator, labels)
         if len(items) < num_micro_batches:
             return
 
 
-def checked(groups: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
-    """The groups, without labels if they are not wanted; raises DataError as `check_batch` does."""
-    found = []
+def checked(items: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
+    """Micro-batches as groups on the mesh; labels that are not wanted are not looked at. Raises DataError as
+    `check_batch` does."""
+    wanted = items if labels else [(inputs, None) for inputs, _ in items]
+    groups = data.put(wanted, evaluator.mesh)
     for group in groups:
-        inputs, given, _ = check_batch(group, None, evaluator.mesh, labels, any_rows=True)
-        found.append((inputs, given if labels else None))
-    return found
+        check_batch(group, None, evaluator.mesh, labels, any_rows=True)
+    return groups
+
+
+def number_of_batches(source: Any, num_micro_batches: int, num_batches: int | None) -> int | None:
+    """How many batches there will be, as far as that is known."""
+    try:
+        length = len(source)
+    except TypeError:  # it has no length, or will not tell (a torch loader of an endless data set)
+        return num_batches
+    total = -(-length // num_micro_batches)
+    return total if num_batches is None else min(total, num_batches)
 
 
 def evaluate(
@@ -90,7 +101,10 @@ def _wide(found: dict[str, Any]) -> Sums:
     """Sums of one batch, in types that lose nothing over a long data set."""
 
     def one(leaf: Any) -> Any:
-        return np.asarray(leaf, np.float64 if np.issubdtype(np.asarray(leaf).dtype, np.floating) else np.int64)
+        dtype = np.asarray(leaf).dtype
+        if np.issubdtype(dtype, np.complexfloating):
+            return np.asarray(leaf, np.complex128)
+        return np.asarray(leaf, np.int64 if np.issubdtype(dtype, np.integer) else np.float64)
 
     loss = None if found["loss"] is None else tuple(a.sum(dtype=np.float64) for a in found["loss"])
     return jax.tree.map(one, (loss, found["metrics"]))
@@ -115,9 +129,13 @@ def predict(
 ) -> Iterator[Tree]:
     """Outputs batch by batch, leaves [M, B, ...]; while one is used, the next one is being computed."""
     pending: deque[Tree] = deque()
-    for groups in source:
-        for group in groups:
-            pending.append(evaluator.run(params(), [group], options)["outputs"])
-            if len(pending) > 1:
-                yield pending.popleft()
+    try:
+        for groups in source:
+            for group in groups:
+                pending.append(evaluator.run(params(), [group], options)["outputs"])
+                if len(pending) > 1:
+                    yield pending.popleft()
+    except Exception:  # of the data: what was computed before comes first
+        yield from pending
+        raise
     yield from pending

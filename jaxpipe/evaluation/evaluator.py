@@ -109,6 +109,13 @@ def options_of(
         raise ConfigError(f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).')
     if return_metrics and not compute_loss:
         raise ConfigError("return_metrics=True needs compute_loss=True: loss_fn returns the metrics beside the loss.")
+    if not isinstance(spread_loss, bool | None):
+        raise ConfigError(f"spread_loss={spread_loss!r}: it is True, False, or None to let jaxpipe decide.")
+    if spread_loss and (return_logits or not compute_loss or not bcast_loss):
+        raise ConfigError(
+            "spread_loss=True shares the work of the last layers and the loss among all ranks: that needs bcast_loss=True "
+            "and no outputs (return_logits=False, compute_loss=True)."
+        )
     return Options(
         outputs=return_logits or not compute_loss,
         loss=compute_loss,

@@ -52,7 +52,9 @@ def check_batch(
                 f"{name} is {describe(leaf)}: its first dim is {shape[0]}, but there are {found} micro-batches. Leaves of "
                 f"a batch are [M, B, ...] with M = {found}: reshape it, or change num_micro_batches."
             )
-        if not shape[1] or (shape[1] % ranks and not any_rows):
+        if not shape[1]:
+            raise DataError(f"{name} is {describe(leaf)}: its micro-batches have no rows. Leave empty ones out.")
+        if shape[1] % ranks and not any_rows:
             raise DataError(
                 f"{name} is {describe(leaf)}: its {shape[1]} rows per micro-batch cannot be split evenly over {ranks} data "
                 f"ranks. Use a multiple of {ranks}."

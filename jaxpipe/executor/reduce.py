@@ -32,22 +32,22 @@ def total(tree: Tree, mesh: Mesh, *axes: str) -> Tree:
     return jax.lax.psum(tree, axes) if axes else tree
 
 
-def joined(sums: Tree, largest: Tree, place: jax.Array, mesh: Mesh, *axes: str) -> Any:
-    """Sums and maxima over mesh axes in one all-reduce.
+def joined(sums: Tree, apart: Tree, place: jax.Array, mesh: Mesh, *axes: str) -> Any:
+    """Sums over mesh axes, and what must stay apart (to take the largest of it, say), in one all-reduce.
 
-    It takes one vector per dtype, in which each device has places of its own for its maxima.
+    It takes one vector per dtype, in which each device has places of its own for the latter.
 
     Args:
       place: number of this device among those of the axes.
 
     Returns:
-      The entries of `sums`, and `largest`, joined.
+      The entries of `sums`, summed, and `apart` with a leading dim over the devices.
     """
     axes = over(mesh, *axes)
     if not axes:
-        return (*sums, largest)
+        return (*sums, jax.tree.map(lambda a: a[None], apart))
     places = math.prod(mesh.shape[axis] for axis in axes)
-    spread = jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype).at[place].set(a), largest)
+    spread = jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype).at[place].set(a), apart)
     leaves, structure = jax.tree.flatten((sums, spread))
     by_dtype: dict[Any, list[int]] = {}
     for index, leaf in enumerate(leaves):
@@ -58,7 +58,7 @@ def joined(sums: Tree, largest: Tree, place: jax.Array, mesh: Mesh, *axes: str) 
         for i, part in zip(group, jnp.split(vector, ends[:-1]), strict=True):
             leaves[i] = part.reshape(leaves[i].shape)
     sums, spread = jax.tree.unflatten(structure, leaves)
-    return (*sums, jax.tree.map(lambda a: a.max(axis=0), spread))
+    return (*sums, spread)
 
 
 def deal(tree: Tree, mesh: Mesh) -> Tree:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
 from jaxpipe.model.loss import LossFn, loss_terms
-from jaxpipe.model.metrics import ADD, LARGER, ROWS, Joined, Metric, as_metrics
+from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
 from jaxpipe.model.shapes import avals
 
 Tree = Any
@@ -86,8 +86,8 @@ class Tally:
 
     def _blank(self, name: str, terms: Any) -> Any:
         lead = (self.num_micro_batches,) if self.rules[name].join == ROWS else ()
-        fill = _least if self.rules[name].join == LARGER else (lambda dtype: 0)
-        return tuple(jnp.full((*lead, *a.shape), fill(a.dtype), a.dtype) for a in terms)
+        join = self.rules[name].join
+        return tuple(jnp.full((*lead, *a.shape), _nothing(join, a.dtype), a.dtype) for a in terms)
 
     def add(self, state: State, micro_batch: jax.Array, outputs: Tree, labels: Tree, real: jax.Array | None) -> State:
         """The sums with one more micro-batch; if `real` is false, its rows on this data rank do not count."""
@@ -107,7 +107,7 @@ class Tally:
         join = self.rules[name].join
         if join == ROWS:
             return tuple(a.at[micro_batch].set(b) for a, b in zip(old, new, strict=True))
-        function = jnp.add if join == ADD else jnp.maximum
+        function = {ADD: jnp.add, LARGER: jnp.maximum, SMALLER: jnp.minimum}[join]
         return tuple(_where(real, function(a, b), a) for a, b in zip(old, new, strict=True))
 
     def reduced(self, state: State, place: jax.Array, mesh: Any, *axes: str) -> Terms:
@@ -118,10 +118,13 @@ class Tally:
         """
         metrics = state.get("metrics", {})
         sums = {name: terms for name, terms in metrics.items() if self.rules[name].join == ADD}
-        largest = {name: terms for name, terms in metrics.items() if self.rules[name].join == LARGER}
-        loss, sums, largest = reduce.joined((state.get("loss"), sums), largest, place, mesh, *axes)
+        extremes = {name: terms for name, terms in metrics.items() if self.rules[name].join in (LARGER, SMALLER)}
+        loss, sums, each = reduce.joined((state.get("loss"), sums), extremes, place, mesh, *axes)
+        for name, terms in each.items():
+            extreme = jnp.max if self.rules[name].join == LARGER else jnp.min
+            sums[name] = tuple(extreme(a, axis=0) for a in terms)
         found: Terms = {} if loss is None else {"loss": loss}
-        found["metrics"] = {name: Joined(terms, self.rules[name]) for name, terms in {**sums, **largest}.items()}
+        found["metrics"] = {name: Joined(terms, self.rules[name]) for name, terms in sums.items()}
         return found
 
     def kept_rows(self, state: State) -> dict[str, jax.Array]:
@@ -139,8 +142,13 @@ def loss_of(terms: tuple[Any, Any], reduce_output: str | None) -> Any:
     return each.sum() if reduce_output == "sum" else each
 
 
-def _least(dtype: Any) -> Any:
-    return -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+def _nothing(join: str, dtype: Any) -> Any:
+    """What changes nothing when it is joined."""
+    if join not in (LARGER, SMALLER):
+        return 0
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -np.inf if join == LARGER else np.inf
+    return jnp.iinfo(dtype).min if join == LARGER else jnp.iinfo(dtype).max
 
 
 def _where(real: jax.Array | None, value: jax.Array, otherwise: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@
         }
 
 A rule has two halves. `terms` turns the value of one micro-batch on one data rank into arrays that can be joined, by
-adding them, by taking the larger one, or by putting rows behind each other; `finish` turns the joined arrays into the
-result. Nothing in between knows what a metric means.
+adding them, by taking the larger or the smaller one, or by putting rows behind each other; `finish` turns the joined
+arrays into the result. Nothing in between knows what a metric means.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ __all__ = ["Concat", "Joined", "Max", "Mean", "Metric", "Min", "Sum", "WeightedM
 
 Terms = tuple[Any, ...]
 
-ADD, LARGER, ROWS = "add", "larger", "rows"
+ADD, LARGER, SMALLER, ROWS = "add", "larger", "smaller", "rows"
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +55,7 @@ class Metric:
 
 @jax.tree_util.register_dataclass
 class Mean(Metric):
-    """Mean over all rows; the value is a mean over the rows of its micro-batch."""
+    """Mean over all rows; the value is a mean over the rows of its micro-batch. (For a value per row see `Concat`.)"""
 
     def terms(self, rows: int) -> Terms:
         value = _floating(self.value)
@@ -85,7 +85,7 @@ class WeightedMean(Metric):
 
 @jax.tree_util.register_dataclass
 class Sum(Metric):
-    """Sum over all; integers stay integers."""
+    """Sum over all; integers stay integers, of 32 bits at least."""
 
     def terms(self, rows: int) -> Terms:
         del rows
@@ -107,15 +107,11 @@ class Max(Metric):
 class Min(Metric):
     """The smallest value."""
 
-    join = LARGER
+    join = SMALLER
 
     def terms(self, rows: int) -> Terms:
         del rows
-        return (-_summable(self.value),)
-
-    @staticmethod
-    def finish(terms: Terms) -> Any:
-        return -terms[0]
+        return (_summable(self.value),)
 
 
 @jax.tree_util.register_dataclass
@@ -145,7 +141,7 @@ class Joined:
     def __add__(self, other: "Joined") -> "Joined":
         """Joined once more: on the device, or (as numpy arrays) on the host."""
         xp: Any = jnp if isinstance(self.terms[0], jax.Array) else np
-        join = xp.add if self.rule.join == ADD else xp.maximum
+        join = {ADD: xp.add, LARGER: xp.maximum, SMALLER: xp.minimum}[self.rule.join]
         return Joined(tuple(join(a, b) for a, b in zip(self.terms, other.terms, strict=True)), self.rule)
 
     def finish(self) -> Any:
@@ -186,6 +182,10 @@ def _array(value: Any) -> jax.Array:
 
 def _summable(value: Any) -> jax.Array:
     value = _array(value)
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        short = jnp.iinfo(value.dtype).bits < 32  # a sum of them would overflow soon
+        wide = jnp.uint32 if jnp.issubdtype(value.dtype, jnp.unsignedinteger) else jnp.int32
+        return value.astype(wide) if short else value
     return value.astype(jnp.int32 if value.dtype == bool else sum_dtype(value.dtype))
 
 

@@ -4,6 +4,7 @@ that is as it was."""
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -127,11 +128,11 @@ def test_damage(engine, directory, refused, tmp_path):
     fresh()
 
     def halved(tree):
-        tree["opt_state"]["0.mu"]["up"]["kernel"] = tree["opt_state"]["0.mu"]["up"]["kernel"].astype(np.float16)
+        tree["opt_state"]["0:mu"]["up"]["kernel"] = tree["opt_state"]["0:mu"]["up"]["kernel"].astype(np.float16)
         return tree
 
     rewrite(tag / "layer_002", halved)
-    with refused(rf"{tag}/layer_002: opt_state/0.mu/up/kernel: expected float32\[8,16\], found float16\[8,16\]"):
+    with refused(rf"{tag}/layer_002: opt_state/0:mu/up/kernel: expected float32\[8,16\], found float16\[8,16\]"):
         engine.load_checkpoint(directory)
     fresh()
 
@@ -166,8 +167,58 @@ def test_damage(engine, directory, refused, tmp_path):
         engine.load_checkpoint(directory)
     fresh()
     (directory / "latest").write_bytes(b"\xff\xfe\x00")
-    with refused("latest: expected a tag, found: .*decode"):
+    with refused("latest: expected a tag in this file, found: .*decode"):
         engine.load_checkpoint(directory)
+    for text in ("../elsewhere", ""):
+        (directory / "latest").write_text(text)
+        with refused("latest: expected a tag in this file, found: tag="):
+            engine.load_checkpoint(directory)
+    fresh()
+    for name in ("files", "config", "step", "program"):
+        change_manifest(directory, lambda manifest, name=name: manifest.update({name: None}))
+        with refused("checkpoint.json: expected the manifest of a checkpoint, found something else"):
+            engine.load_checkpoint(directory)
+        fresh()
+    change_manifest(
+        directory, lambda manifest: manifest.update(news=1)
+    )  # of a version that did not need another format
+    assert engine.load_checkpoint(directory)[1] == {}
+
+
+def test_nothing_else_is_replaced_or_removed(engine, directory, refused):
+    (directory / "src").mkdir()
+    (directory / "src" / "precious.py").write_text("")
+    (directory / "file").write_text("")
+    (directory / "other").mkdir()
+    (directory / "other" / "checkpoint.json").write_text('{"mine": 1}')
+    (directory / ".new.txt").write_text("")
+    for tag in ("src", "file", "other"):
+        with refused(f"{directory}/{tag} is in the way: it would be replaced, but it is no checkpoint"):
+            engine.save_checkpoint(directory, tag)
+    engine.save_checkpoint(directory, "a", keep=1)
+    assert (directory / "src" / "precious.py").exists() and (directory / "other").exists()
+    assert not (directory / "global_step2").exists()
+
+
+def test_devices_that_fail_at_the_end(directory, monkeypatch):
+    """All was read by then; what is there cannot be taken back, but it is said, and loading again mends it."""
+    engine, put, calls = engine_for(tied(), 2, 1), jax.device_put, []
+
+    def fail(*args, **options):
+        calls.append(args)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return put(*args, **options)
+
+    monkeypatch.setattr(jax, "device_put", fail)
+    with pytest.raises(
+        CheckpointError, match=r"could not be put on the devices \(RuntimeError: out of memory\).*load again"
+    ):
+        engine.load_checkpoint(directory)
+    monkeypatch.undo()
+    engine.load_checkpoint(directory)
+    assert_close(engine.to_layers()[3], jaxpipe.load_layer(directory, None, np.int64(3)), 0)
+    assert np.isfinite(float(engine.train_batch(stream(batches(1)))))
 
 
 def test_what_is_not_there(engine, directory, refused, tmp_path):
@@ -188,7 +239,9 @@ def test_what_is_not_there(engine, directory, refused, tmp_path):
     assert engine.state is before
     with pytest.raises(CheckpointError, match="expected a layer index from 0 to 8, found 9"):
         jaxpipe.load_layer(directory, "global_step2", 9)
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="expected a checkpoint, found none"):
+    with pytest.raises(CheckpointError, match="expected a layer index from 0 to 8, found True"):
+        jaxpipe.load_layer(directory, "global_step2", True)
+    with pytest.raises(CheckpointError, match="expected a checkpoint, found none"):
         jaxpipe.load_layer(tmp_path / "nowhere", None, 0)
 
 
@@ -211,7 +264,7 @@ def test_other_models_and_optimizers(directory, tmp_path):
     refuse(wide, "with other shapes", load_module_strict=False)
 
     other = engine_for(tied(), 2, 1, optax.sgd(0.1, momentum=0.9))
-    refuse(other, r"expected the arrays of this optimizer.*lacks .*0.trace.*0.nu.*load_optimizer_states=False")
+    refuse(other, r"expected the arrays of this optimizer.*lacks .*0:trace.*0:nu.*load_optimizer_states=False")
     other.load_checkpoint(directory, load_optimizer_states=False)
     assert other.global_steps == 2 and other.train_calls == 2
     assert_close(other.to_layers()[3], jaxpipe.load_layer(directory, None, 3), 0)
@@ -248,7 +301,7 @@ def test_arguments(engine, refused, tmp_path, directory):
     def save(*args, **options):
         return engine.save_checkpoint(tmp_path / "new", *args, **options)
 
-    for tag in ("", "a/b", ".hidden", "latest", 3):
+    for tag in ("", "a/b", ".hidden", "latest", 3, " a", "a\n", "x" * 201):
         with refused(r"tag=.*: expected the name of a folder"):
             save(tag)
     with refused(r"tag='../x': expected the name of a folder"):
@@ -270,5 +323,7 @@ def test_arguments(engine, refused, tmp_path, directory):
     with refused(r"data_iter is a list_iterator without get_state\(\)"):
         save(data_iter=iter([]))
     with refused("expected the state of a data iterator, found none.*Skip 6 micro-batches"):
+        engine.load_checkpoint(directory, data_iter=types.SimpleNamespace(set_state=None))
+    with refused(r"data_iter is a list_iterator without set_state\(\)"):
         engine.load_checkpoint(directory, data_iter=iter([]))
     assert not (tmp_path / "new").exists()

@@ -1,8 +1,10 @@
 """Tags, `latest`, what is kept, who writes when; disks that are full or read-only; readers beside a writer."""
 
+import dataclasses
 import itertools
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +13,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxpipe
 from jaxpipe.checkpoint import directory as folders
-from jaxpipe.checkpoint import items
+from jaxpipe.checkpoint import items, load
 from jaxpipe.errors import CheckpointError
 from tests.compare import assert_close
 from tests.engines import M, batches, engine_for, stream
@@ -113,6 +115,7 @@ def test_in_the_background(engine, reader, tmp_path, monkeypatch):
     monkeypatch.setattr(items, "write", fail)
     engine.save_checkpoint(tmp_path, "failed", blocking=False)
     step(engine)
+    engine.load_checkpoint(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"failed: the checkpoint could not be written: OSError: No space left on"
     ):
@@ -123,9 +126,7 @@ def test_in_the_background(engine, reader, tmp_path, monkeypatch):
 
 def test_places_that_cannot_be_written(engine, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        CheckpointError, match=r"could not be written: NotADirectoryError: .*Make room, or save somewhere"
-    ):
+    with pytest.raises(CheckpointError, match=r"could not be written: NotADirectoryError: .*Not a directory"):
         engine.save_checkpoint(tmp_path / "file" / "run")
     step(engine)
 
@@ -170,13 +171,26 @@ def test_a_disk_that_takes_no_more(tmp_path):
 def test_readers_beside_a_writer(engine, tmp_path):
     """One tag is replaced all the time and the others are removed as soon as there is a new one: a reader always gets one
     whole checkpoint, never parts of two."""
-    engine.save_checkpoint(tmp_path, "0", keep=1)
-    layers = jax.device_get(engine.to_layers())
+
+    def save(number, tag):
+        """Every leaf of a checkpoint has its number."""
+        engine.state = dataclasses.replace(
+            engine.state, params=jax.tree.map(lambda a: jnp.full_like(a, number), engine.state.params)
+        )
+        engine.save_checkpoint(tmp_path, tag, keep=1)
+
+    save(0, "0")
     read, stop = [], threading.Event()
 
     def look():
         while not stop.is_set():
-            read.append(jaxpipe.load_layer(tmp_path, None, 3))
+            read.append(load.with_checkpoint(tmp_path, None, two_layers))
+
+    def two_layers(path, made):
+        """As a slow reader would."""
+        first = dict(load.read_items(path, made, {"layer_001": made.layers[1].arrays}))
+        time.sleep(0.1)
+        return first | dict(load.read_items(path, made, {"layer_004": made.layers[4].arrays}))
 
     threads = [threading.Thread(target=look) for _ in range(2)]
     failed = []
@@ -184,25 +198,67 @@ def test_readers_beside_a_writer(engine, tmp_path):
     try:
         for thread in threads:
             thread.start()
-        for tag in itertools.islice(itertools.cycle("012"), 12):
-            engine.save_checkpoint(tmp_path, tag, keep=1)
+        for number, tag in enumerate(itertools.islice(itertools.cycle("011"), 12), start=1):
+            save(number, tag)
+            time.sleep(0.3)
         stop.set()
         for thread in threads:
             thread.join()
     finally:
         threading.excepthook = hook
     assert not failed and len(read) > 4
-    for layer in read:
-        assert_close(layer, layers[3], 0)
+    for found in read:
+        values = {float(a.flat[0]) for item in found.values() for name, a in item.items() if name.startswith("params")}
+        assert len(values) == 1, f"parts of several checkpoints: {values}"
+    assert len({float(found["layer_001"]["params/up/bias"][0]) for found in read}) > 3
 
 
 def test_left_over_drafts_are_removed(engine, tmp_path):
     """Those of writers that are dead, and no others."""
     host = folders._hidden(tmp_path).name.split(".", 4)[4]
-    for name in (f".new.999999999.0.{host}", ".new.999999999.0.elsewhere", f".new.{os.getppid()}.0.{host}"):
-        (tmp_path / name).mkdir()
+    dead = [f".new.999999999.0.{host}", f".new.{os.getpid()}.0.{host}"]
+    others = [".new.999999999.0.elsewhere", f".new.{os.getppid()}.0.{host}", f".new.999999999.1.{host}"]
+    for name in dead + others:
+        (tmp_path / name / "layer_000").mkdir(parents=True)
+        if name != others[2]:  # touched just now: perhaps of a process of another container
+            for path in (tmp_path / name / "layer_000", tmp_path / name):
+                os.utime(path, (1, 1))
     engine.save_checkpoint(tmp_path, "a")
-    assert {p.name for p in tmp_path.glob(".new*")} == {f".new.{os.getppid()}.0.{host}", ".new.999999999.0.elsewhere"}
+    assert {path.name for path in tmp_path.glob(".new*")} == set(others)
+
+
+def test_a_replacement_that_was_cut_off_is_put_right(engine, tmp_path):
+    """A writer that died before, or after, the former checkpoint of a tag made room."""
+    engine.save_checkpoint(tmp_path, "best", client_state={"n": 1})
+    (tmp_path / ".replaced").mkdir()
+    (tmp_path / "best").rename(tmp_path / ".replaced" / "best")
+    assert folders.tags(tmp_path) == ["best"]
+    assert engine.load_checkpoint(tmp_path)[1] == {"n": 1}
+    engine.save_checkpoint(tmp_path, "other", save_latest=False)
+    assert (tmp_path / "best").exists() and not list((tmp_path / ".replaced").iterdir())
+    shutil.copytree(tmp_path / "best", tmp_path / ".replaced" / "best")
+    engine.save_checkpoint(tmp_path, "best", client_state={"n": 2})
+    assert not list((tmp_path / ".replaced").iterdir())
+    assert engine.load_checkpoint(tmp_path)[1] == {"n": 2}
+
+
+LAST = """
+import sys
+sys.path.insert(0, {root!r})
+import tests.conftest
+from tests.engines import *
+from tests.models import tied
+engine, state = engine_for(tied(), 2, 1), {{"epoch": 1}}
+engine.save_checkpoint({directory!r}, client_state=state, blocking=False)
+state["epoch"] = {{2, 3}}
+"""
+
+
+def test_the_end_of_a_program_waits_for_its_last_checkpoint(tmp_path, reader):
+    code = LAST.format(root=str(Path(__file__).parents[2]), directory=str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    assert reader.load_checkpoint(tmp_path)[1] == {"epoch": 1}
 
 
 WRITER = """

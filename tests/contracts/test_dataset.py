@@ -33,6 +33,7 @@ def measured(logits, labels):
         "largest": rules.Max(logits.max()),
         "smallest": rules.Min(logits.min((0, 1))),
         "last_label": rules.Max(labels.max()),
+        "first_label": rules.Min(labels.min().astype(jnp.uint8)),
         "every_row_hits": rules.Min((~hit).any(-1).all()),
         "guess": rules.Concat(logits.argmax(-1)),
     }
@@ -201,6 +202,38 @@ def test_the_next_batch_is_under_way_before_a_result_is_read(engine, monkeypatch
     assert events == ["run", "run"]
 
 
+def test_short_integers_are_summed_in_long_ones(engine):
+    def metrics(logits, labels):
+        return {"signed": rules.Sum(jnp.full((), -100, jnp.int8)), "unsigned": rules.Sum(jnp.full((), 200, jnp.uint8))}
+
+    found = engine.evaluate(items_of([4] * 3), metrics=metrics)
+    assert (found["signed"], found["unsigned"]) == (-600, 1200)  # once per micro-batch and data rank
+
+
+class WithoutLength(list):
+    def __len__(self):
+        raise TypeError("an endless data set has no length")
+
+
+def test_loaders_and_labels_of_any_kind(engine):
+    """A loader whose length is a TypeError; labels that no program could take, where none are wanted; data that fails."""
+    items = items_of([4] * 6)
+    assert str(engine.evaluate(WithoutLength(items))) == str(engine.evaluate(items))
+    odd = [(x, np.array(["label"] * (i + 1))) for i, (x, _) in enumerate(items)]
+    for found, wanted in itertools.zip_longest(engine.predict(odd), engine.predict(items)):
+        assert_close(found, np.asarray(wanted), 0)
+    engine.eval_batch(iter(odd), compute_loss=False)
+
+    def failing():
+        yield from items
+        raise OSError("disk gone")
+
+    found = []
+    with pytest.raises(OSError, match="disk gone"):
+        found.extend(engine.predict(failing()))
+    assert len(found) == 2, "what was computed before comes first"
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -246,6 +279,13 @@ def test_arguments_are_checked(engine):
         engine.evaluate([])
     with pytest.raises(DataError, match="num_batches=0"):
         engine.evaluate(items, num_batches=0)
+    with pytest.raises(DataError, match="num_batches='3'"):
+        engine.evaluate(items, num_batches="3")
+    for options in ({"spread_loss": "yes"}, {"spread_loss": True, "bcast_loss": False}):
+        with pytest.raises(ConfigError, match="spread_loss="):
+            engine.pipe.evaluate(engine.state.params, make_batch(3), **options)
+    with pytest.raises(DataError, match="its micro-batches have no rows"):
+        engine.evaluate([tuple(a[:0] for a in items[0])])
     with pytest.raises(DataError, match="data_iter is a int"):
         engine.predict(3)
     with pytest.raises(DataError, match="may differ in the number of rows, their first dim, and in nothing else"):
