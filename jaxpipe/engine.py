@@ -71,7 +71,7 @@ class Engine:
             the host never waits.)
         """
         self._watch.raise_if_not_finite()
-        batch = self._pull(data_iter, self.config.num_micro_batches)
+        batch = data.pull_batch(data_iter, self.config.num_micro_batches, self.pipe.mesh)
         inputs, labels, _ = check_batch(batch, self.config.num_micro_batches, self.pipe.mesh)
         self.state, info = self._step(self.state, inputs, labels)
         self.train_calls += 1
@@ -295,8 +295,3 @@ class Engine:
 
     def _layout(self) -> Layout:
         return Layout(self.pipe.storage, self.state, self._stack_axes)
-
-    def _pull(self, data_iter: Iterator[Batch], count: int) -> Batch:
-        items = data.pull(data_iter, count)
-        data.check_alike(items)
-        return data.stack(items, self.pipe.mesh)

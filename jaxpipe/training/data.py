@@ -32,6 +32,13 @@ def pull(data_iter: Iterator[Batch], num_micro_batches: int) -> list[Batch]:
     return items
 
 
+def pull_batch(data_iter: Iterator[Batch], num_micro_batches: int, mesh: Mesh) -> Batch:
+    """M micro-batches of one shape as a batch on the mesh; raises DataError as `pull` and `check_alike` do."""
+    items = pull(data_iter, num_micro_batches)
+    check_alike(items)
+    return stack(items, mesh)
+
+
 def take(data_iter: Iterator[Batch], most: int) -> list[Batch]:
     """Takes up to `most` micro-batches from an iterator; fewer only where it ends."""
     if not hasattr(data_iter, "__next__"):
