@@ -211,8 +211,8 @@ class Engine:
           client_state: a dict that `load_checkpoint` returns: numbers, strings, lists, dicts.
           save_latest: make it the one that loads without a tag.
           blocking: False returns as soon as the state is copied to the host, and writes in the background. The next
-            `save_checkpoint` waits for it, and so does the end of the program. What goes wrong is logged when it happens,
-            and raised by `wait_for_checkpoint`.
+            `save_checkpoint` waits for it. What goes wrong is logged when it happens, and raised by
+            `wait_for_checkpoint`. Call that before the program ends, or the last checkpoint is lost.
           keep: remove the oldest checkpoints beyond so many.
           data_iter: its `get_state()` is stored (grain's iterators have one), for `load_checkpoint` to set.
 

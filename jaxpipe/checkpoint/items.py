@@ -19,15 +19,6 @@ Arrays = dict[str, Any]
 _RESERVED = re.compile(r"[%./:]")
 
 
-def prepare() -> None:
-    """Imports Orbax, which a thread cannot do while the program ends."""
-    import concurrent.futures.thread
-
-    import orbax.checkpoint
-
-    del orbax, concurrent
-
-
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
     """Writes jax or numpy arrays; what is on devices goes from there to the disk.
 

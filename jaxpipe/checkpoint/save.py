@@ -1,15 +1,12 @@
 """Writes checkpoints: at once, or from a copy on the host while training goes on."""
 
-import atexit
 import copy
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import logging
 import threading
 import uuid
-import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,10 +102,7 @@ class Saver:
                 self._error = error
                 log.error("%s", error)
 
-        items.prepare()
         self._thread = threading.Thread(target=work, name="jaxpipe-checkpoint")
-        _savers.add(self)
-        _register()
         self._thread.start()
         return directory / tag
 
@@ -161,25 +155,13 @@ def _write(
     return written
 
 
-_savers: "weakref.WeakSet[Saver]" = weakref.WeakSet()
-
-
-@functools.cache
-def _register() -> None:
-    """Lets the end of the program wait for a checkpoint that is being written.
-
-    Before the end of `concurrent.futures`, whose threads Orbax writes with: `atexit`, and the waiting for threads that are
-    no daemons, come after that. Callbacks run last in, first out, so this one is registered when Orbax has been imported.
-    """
-    register = getattr(threading, "_register_atexit", None) or atexit.register
-    register(lambda: [saver.join() for saver in list(_savers)])
-
-
 def _reason(error: BaseException) -> str:
     """The most telling line: that of the operating system, if there is one."""
     while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     text = str(error).strip()
+    if "shutdown" in text:  # Orbax needs new threads, and Python starts none any more
+        return "The program ended meanwhile: call engine.wait_for_checkpoint() before its end."
     for known in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
         if known in text:
             return f"{known}. Make room, or save somewhere else."

