@@ -6,7 +6,6 @@ Writes results/checkpoints_<platform>_<date>.json and .md, and prints the table.
 import argparse
 import datetime
 import importlib.metadata
-import json
 import os
 import shutil
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import measure
 import model
 import numpy as np
 import optax
@@ -154,9 +154,7 @@ def markdown(found: dict[str, Any]) -> str:
     size = found["model"]
 
     def ratio(name: str, other: str) -> str:
-        pairs = zip(found["work"][name]["until_done"], found["work"][other]["until_done"], strict=True)
-        ratios = [a / b for a, b in pairs]
-        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+        return report.spread(measure.ratio(found["work"][name]["until_done"], found["work"][other]["until_done"]))
 
     rows = []
     for name, work in found["work"].items():
@@ -208,10 +206,7 @@ def main() -> None:
     text = markdown(found)
     print(f"\n{text}")
     if not arguments.quick:
-        path = HERE / "results" / f"checkpoints_{found['platform']}_{found['date']}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        print(f"Written: {path} and {path.with_suffix('.md').name}")
+        report.write(HERE / "results", found, text, "checkpoints_")
 
 
 if __name__ == "__main__":

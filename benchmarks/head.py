@@ -6,7 +6,6 @@ Writes results/head_<platform>_<date>.json and .md, and prints the table.
 import argparse
 import datetime
 import functools
-import json
 import os
 import statistics
 from pathlib import Path
@@ -151,8 +150,8 @@ def markdown(found: dict[str, Any]) -> str:
             r["stages"],
             f"{statistics.median(r['seconds_last_rank']):.3f}",
             f"{statistics.median(r['seconds_shared']):.3f}",
-            _spread(r["ratio"]),
-            _spread(r["ratio_default"]),
+            report.spread(r["ratio"]),
+            report.spread(r["ratio_default"]),
             f"{r['bound']:.2f}",
             f"{r['temp_bytes'][0] / 1e6:.1f}",
             f"{r['temp_bytes'][1] / 1e6:.1f}",
@@ -169,10 +168,6 @@ def markdown(found: dict[str, Any]) -> str:
         f"## One micro-batch on one device\n\n{report.table(['part', 'GFLOP', 'ms', 'of the time'], first)}\n\n"
         f"## An evaluation\n\n{report.table([*head, 'temp MB', 'temp MB, shared'], second)}\n"
     )
-
-
-def _spread(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
 
 def main() -> None:
@@ -192,10 +187,7 @@ def main() -> None:
     text = markdown(found)
     print(f"\n{text}")
     if not arguments.quick:
-        path = HERE / "results" / f"head_{found['platform']}_{found['date']}.json"
-        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        print(f"Written: {path} and {path.with_suffix('.md').name}")
+        report.write(HERE / "results", found, text, "head_")
 
 
 if __name__ == "__main__":

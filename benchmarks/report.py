@@ -35,7 +35,7 @@ def _times(report: Report) -> str:
             time["work"],
             time["remat"],
             time["stages"],
-            _spread(time["ratio"]),
+            spread(time["ratio"]),
             f"{statistics.median(time['seconds']):.3f}",
             f"{statistics.median(time['plain_seconds']):.3f}",
         ]
@@ -106,7 +106,17 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
-def _spread(ratio: dict[str, float]) -> str:
+def write(folder: Path, found: Report, text: str, prefix: str = "") -> None:
+    """Writes <prefix><platform>_<date>.json and the tables as .md beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{prefix}{found['platform']}_{found['date']}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"Written: {path} and {path.with_suffix('.md').name}")
+
+
+def spread(ratio: dict[str, float]) -> str:
+    """Median (least-greatest)."""
     return f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})"
 
 
@@ -122,7 +132,7 @@ def figures(source: Path) -> str:
     report: Report = json.loads(source.read_text(encoding="utf-8"))
     if report["quick"]:
         raise SystemExit(f"{source} is a quick run, which measures nothing. Quote one made without --quick.")
-    times = [[t["work"], t["remat"], t["stages"], _spread(t["ratio"])] for t in report["times"]]
+    times = [[t["work"], t["remat"], t["stages"], spread(t["ratio"])] for t in report["times"]]
     devices = f"{report['devices']} {'simulated ' if report['simulated'] else ''}{report['platform']} devices"
     return (
         f"{table(['work', 'remat', 'S', 'time / one-device loop: median (min-max)'], times)}\n\n"

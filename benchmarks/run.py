@@ -6,7 +6,6 @@ Writes results/<platform>_<date>.json and .md, and prints the tables.
 import argparse
 import datetime
 import functools
-import json
 import os
 import platform
 import time
@@ -46,11 +45,7 @@ def main() -> None:
     print(f"\n{text}")
     folder = arguments.output or (None if arguments.quick else HERE / "results")
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{measured['platform']}_{measured['date']}.json"
-        path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(text, encoding="utf-8")
-        print(f"Written: {path} and {path.with_suffix('.md').name}")
+        report.write(folder, measured, text)
 
 
 class Benchmark:

@@ -222,22 +222,23 @@ class Engine:
         Raises:
           CheckpointError: it cannot be written. Training can go on.
         """
-        counters = {"train_calls": self.train_calls, "micro_batches_seen": self.micro_batches_seen}
+        layout = self._layout()
         made = save.describe(
-            self._layout(),
+            layout,
             self.state,
             self.config,
             self.pipe.mesh,
             client_state=save.check_arguments(client_state, keep),
             data_state=save.data_state(data_iter),
-            **counters,
+            train_calls=self.train_calls,
+            micro_batches_seen=self.micro_batches_seen,
         )
         return str(
             self._saver.save(
                 folders.as_directory(directory),
                 folders.check_tag(f"global_step{made.step}" if tag is None else tag),
                 made,
-                self._layout().items(self.state),
+                layout.items(self.state),
                 save_latest=save_latest,
                 keep=keep,
                 blocking=blocking,

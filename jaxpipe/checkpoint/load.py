@@ -78,14 +78,15 @@ def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manif
         chosen = folders.latest(directory) if tag is None else folders.check_tag(tag)
         if chosen is None:
             return None
-        before = _identity(directory, chosen)
-        error, found = None, None
+        begun_with, error, found = None, None, None
         try:
             path = folders.find(directory, chosen)
-            found = use(path, manifest.read(path))
+            made = manifest.read(path)
+            begun_with = path, made.id
+            found = use(path, made)
         except CheckpointError as caught:
             error = caught
-        replaced = _identity(directory, chosen) != before
+        replaced = _identity(directory, chosen) != begun_with
         moved_on = tag is None and folders.latest(directory) != chosen
         if error is None and not replaced:
             return found
