@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import load, save
@@ -18,6 +17,7 @@ from jaxpipe.evaluation.evaluator import answer, options_of
 from jaxpipe.executor.batch import check_batch
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.executor.tally import MetricsFn
+from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
 from jaxpipe.training import data
 from jaxpipe.training.checks import is_count
@@ -34,18 +34,17 @@ class Engine:
     Attributes:
       pipe: the functional core.
       config: the settings.
+      optimizer: the optimizer on stacks; `optimizer.natural_state(state.opt_state)` is its state as optax would hold it.
       state: params, optimizer state, step and key, on the mesh. Each `train_batch` donates it and puts a new one here.
       grad_norm: norm of the last step's gradient before clipping (a device scalar), or None.
       train_calls: calls of `train_batch`, those whose step was not finite included.
       micro_batches_seen: how many micro-batches training has taken, checkpoints included: where its data goes on.
     """
 
-    def __init__(
-        self, pipe: Pipeline, optimizer: optax.GradientTransformation, config: Config, params: Any, key: jax.Array
-    ):
-        self.pipe, self.config = pipe, config
+    def __init__(self, pipe: Pipeline, optimizer: Layerwise, config: Config, params: Any, key: jax.Array):
+        self.pipe, self.config, self.optimizer = pipe, config, optimizer
         self.grad_norm: jax.Array | None = None
-        self.state, shardings, self._stack_axes = make_state(params, optimizer, key, pipe.mesh)
+        self.state, shardings = make_state(params, optimizer, key, pipe.mesh)
         everywhere = shardings.step
         self._step = jax.jit(
             make_step(pipe.traceable_value_and_grad, optimizer, config.gradient_clipping),
@@ -295,4 +294,4 @@ class Engine:
         self._saver.wait()
 
     def _layout(self) -> Layout:
-        return Layout(self.pipe.storage, self.state, self._stack_axes)
+        return Layout(self.pipe.storage, self.state, self.optimizer.plan)

@@ -12,6 +12,8 @@ from jaxpipe.errors import DataError
 from jaxpipe.mesh import data_size
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.shapes import aval, describe
+from jaxpipe.optimizer.arguments import Optimizer, checked, explained
+from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
 from jaxpipe.training.config import Config
 
@@ -30,10 +32,9 @@ def initialize(
 
     Args:
       module: the layers and their loss.
-      optimizer: any optax gradient transformation. It sees the params tree of `Pipeline.init`, in which layers of one
-        kind are stacked: rules that look at single values (adam, sgd, weight decay, the global norm) act as they would
-        layer by layer; rules that look at the rank or the norm of each array (masks by ndim, lamb, adafactor) act on
-        stacks.
+      optimizer: any optax gradient transformation. It sees `{"layer_000": {...}, "layer_001": {...}, ...}`, one entry per
+        layer that owns weights, each array in the shape its layer made, and gives what it gives on that tree, for any
+        number of stages. If its `update` names them, `value` is the loss and `grad` its gradient before clipping.
       mesh: see `make_mesh`.
       example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
       config: a `Config`, or a dict of its fields.
@@ -43,6 +44,7 @@ def initialize(
     Raises:
       JaxpipeError: something does not fit; the message says what, the rule, and the way out.
     """
+    transformation = checked(optimizer)
     config = Config.make(config)
     pipe = Pipeline(module, mesh, config.num_micro_batches, config.schedule, config.remat)
     if not isinstance(example, (tuple, list)) or len(example) != 2:
@@ -55,6 +57,17 @@ def initialize(
                 "ranks. The leading dim of an example is the rows of one micro-batch on all data ranks."
             )
     key = jax.random.key(0) if key is None else key
-    pipe.check(example)
+    layerwise = _layerwise(transformation, pipe, pipe.check(example))
     params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)
-    return Engine(pipe, optimizer, config, params, key)
+    return Engine(pipe, layerwise, config, params, key)
+
+
+def _layerwise(optimizer: Optimizer, pipe: Pipeline, loss: jax.ShapeDtypeStruct) -> Layerwise:
+    """The optimizer on the params of `pipe`, after it has been tried on shapes."""
+    shapes = pipe.storage.shapes()
+    try:
+        return Layerwise(optimizer, pipe.storage, pipe.mesh, shapes, {"value": loss, "grad": shapes})
+    except (TypeError, KeyError) as error:
+        if (reason := explained(error)) is not None:
+            raise reason from error
+        raise

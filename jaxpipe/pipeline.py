@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from jaxpipe import schedules
@@ -18,6 +20,7 @@ from jaxpipe.mesh import pipe_size
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage, check_layers
+from jaxpipe.optimizer.transformation import LayerwiseTransformation
 from jaxpipe.schedules import Schedule
 from jaxpipe.training.checks import check_remat, is_count
 
@@ -157,15 +160,27 @@ class Pipeline:
         inputs, labels, _ = check_batch(batch, self.num_micro_batches, self.mesh)
         return inputs, labels
 
-    def check(self, example: Batch) -> None:
+    def check(self, example: Batch) -> jax.ShapeDtypeStruct:
         """Runs layers and loss on the shapes of one micro-batch (inputs, labels); raises what would not fit.
 
-        Fixes the partition.
+        Fixes the partition. Returns the shape and dtype of the loss.
         """
         shapes = self.module.shapes(example[0])
         self._plan([s.params for s in shapes], shapes)
-        if self.module.loss_fn is not None and example[1] is not None:
-            self.module.loss_shapes(shapes[-1].outputs, avals(example[1]))
+        if self.module.loss_fn is None or example[1] is None:
+            return jax.ShapeDtypeStruct((), jnp.float32)
+        return self.module.loss_shapes(shapes[-1].outputs, avals(example[1]))[0]
+
+    def optimizer(self, tx: optax.GradientTransformation) -> LayerwiseTransformation:
+        """An optax transformation over the params tree of this pipeline, for a hand-written loop.
+
+        It gives what `tx` gives on `{"layer_000": {...}, "layer_001": {...}, ...}`, one entry per layer that owns weights,
+        each array in the shape its layer made, for any number of stages. See `jaxpipe.optimizer.transformation`.
+
+        Raises:
+          ConfigError: `tx` is no gradient transformation.
+        """
+        return LayerwiseTransformation.of(tx, lambda: self.storage, self.mesh)
 
     def traceable_value_and_grad(
         self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None

@@ -1,12 +1,11 @@
 """Which array of which item holds which part of the training state. Everything that depends on the mesh ends here.
 
-The params tree has a stack per kind of repeated layer, [S, slots, ...], and the optimizer state mirrors it. A checkpoint
-has neither stacks nor stages: item `layer_003` holds the params of layer 3 and those parts of the optimizer state that
-mirror them, as one layer alone would have them. The item `state` holds the rest: step, key, and what the optimizer keeps
-beside its mirrors (step counts, say).
+The params tree has a stack per kind of repeated layer, [S, slots, ...], and so has the state of the optimizer. A checkpoint
+has neither stacks nor stages: item `layer_003` holds the params of layer 3 and what the optimizer keeps about them, named
+as in the state that optax makes. The item `state` holds the rest: step, key, and what the optimizer keeps about no layer
+(step counts, say).
 """
 
-import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +16,9 @@ import numpy as np
 
 from jaxpipe.checkpoint.items import Arrays, joined
 from jaxpipe.checkpoint.manifest import ArraySpec
-from jaxpipe.model.storage import Stack, Storage, is_stack
-from jaxpipe.training.state import TrainState, mirrored
+from jaxpipe.model.storage import Stack, Storage, is_stack, layer_name
+from jaxpipe.optimizer.state import StateLeaf, StatePlan
+from jaxpipe.training.state import TrainState
 
 STATE = "state"
 PARAMS, OPT_STATE = "params", "opt_state"
@@ -26,58 +26,50 @@ PARAMS, OPT_STATE = "params", "opt_state"
 
 def layer_item(layer: int) -> str:
     """Name of the item of a layer."""
-    return f"layer_{layer:03d}"
+    return layer_name(layer)
 
 
 @dataclass(frozen=True)
 class _Home:
-    """Where a leaf of the state is kept: under `name` in the items of all layers of `stack`, of `layer`, or in `state`.
+    """Where a leaf of the state is kept.
 
-    Of a leaf of a stack, dims `axis` and `axis + 1` are rank and slot.
+    Attributes:
+      names: per item that has a part of it, the name it has there.
+      places: of a leaf of a stack, (rank, slot) per item; None for one that is kept whole, in one item.
+      slots: how many slots the stack has.
     """
 
-    name: str
-    stack: Stack | None = None
-    layer: int | None = None
-    axis: int = 0
+    names: dict[str, str]
+    places: dict[str, tuple[int, int]] | None = None
+    slots: int = 0
 
 
 class Layout:
-    """Translates between a `TrainState` and items, for one model, optimizer and cut.
+    """Translates between a `TrainState` and items, for one model, optimizer and cut."""
 
-    Args:
-      axes: of `training.state.make_state`.
-    """
-
-    def __init__(self, storage: Storage, state: TrainState, axes: Sequence[int | None]):
+    def __init__(self, storage: Storage, state: TrainState, plan: StatePlan):
         self.storage = storage
         self.num_layers = storage.module.num_layers
-        param_paths = {path: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state.params)[0]}
+        optimizer = _optimizer_homes(plan, storage)
         self._homes: list[_Home] = []
-        stack_axes = iter(axes)
         for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
             field, inner = path[0].name, path[1:]
             if field == PARAMS:
-                self._homes.append(self._home(PARAMS, inner, 0))
+                self._homes.append(self._of_param(inner))
             elif field == OPT_STATE:
-                axis, found = next(stack_axes), mirrored(inner, param_paths)
-                # None for what belongs to a stack, but not per layer: placeholders for moments that are not kept.
-                if found and not (is_stack(found[1]) and axis is None):
-                    lead = f"{OPT_STATE}/{joined(found[0], ':')}" if found[0] else OPT_STATE
-                    self._homes.append(self._home(lead, found[1], axis or 0))
-                else:
-                    self._homes.append(_Home(f"{OPT_STATE}/{joined(inner, ':')}"))
+                where = (inner[1].key, inner[2].key) if inner[0].name == "stacked" else (None, inner[1].key)
+                self._homes.append(optimizer[where])
             else:
-                self._homes.append(_Home(field))
-        names = {(home.name, home.stack.name if home.stack else home.layer) for home in self._homes}
-        assert len(names) == len(self._homes), "two leaves of the state have one name"
+                self._homes.append(_Home({STATE: field}))
+        names = [(item, name) for home in self._homes for item, name in home.names.items()]
+        assert len(set(names)) == len(names), "two leaves of the state have one name"
 
-    def _home(self, lead: str, path: tuple[Any, ...], axis: int) -> _Home:
+    def _of_param(self, path: tuple[Any, ...]) -> _Home:
         entry, inner = path[1].key, joined(path[2:], "/")
-        name = f"{lead}/{inner}" if inner else lead
+        name = f"{PARAMS}/{inner}" if inner else PARAMS
         if is_stack(path):
-            return _Home(name, stack=self.storage.stacks[entry], axis=axis)
-        return _Home(name, layer=self.storage.shared[entry].layer)
+            return _stack_home(self.storage.stacks[entry], dict.fromkeys(self.storage.stacks[entry].places, name))
+        return _Home({layer_item(self.storage.shared[entry].layer): name})
 
     # ---------------------------------------------------------------------------------------------------------- write
 
@@ -87,13 +79,9 @@ class Layout:
         found[STATE] = {}
         for home, leaf in zip(self._homes, jax.tree.leaves(state), strict=True):
             leaf = _raw(leaf)
-            if home.stack is not None:
-                shape = leaf.shape[: home.axis] + leaf.shape[home.axis + 2 :]
-                for layer in home.stack.places:
-                    found[layer_item(layer)][home.name] = ArraySpec(str(leaf.dtype), shape)
-            else:
-                item = STATE if home.layer is None else layer_item(home.layer)
-                found[item][home.name] = ArraySpec(str(leaf.dtype), leaf.shape)
+            shape = leaf.shape if home.places is None else leaf.shape[2:]
+            for item, name in home.names.items():
+                found[item][name] = ArraySpec(str(leaf.dtype), shape)
         return found
 
     def items(self, state: TrainState) -> Iterator[tuple[str, Arrays]]:
@@ -102,19 +90,14 @@ class Layout:
         What belongs to one layer of a stack is copied out when its turn comes: only one layer is in memory twice.
         """
         leaves = [_raw(leaf) for leaf in jax.tree.leaves(state)]
-        for layer in range(self.num_layers):
+        for item in [*map(layer_item, range(self.num_layers)), STATE]:
             arrays: Arrays = {}
             for home, leaf in zip(self._homes, leaves, strict=True):
-                if home.layer == layer:
-                    arrays[home.name] = leaf
-                elif home.stack is not None and layer in home.stack.places:
-                    arrays[home.name] = _one_layer(leaf, *home.stack.places[layer], home.axis)
-            if arrays:
-                yield layer_item(layer), arrays
-        yield (
-            STATE,
-            {h.name: a for h, a in zip(self._homes, leaves, strict=True) if h.stack is None and h.layer is None},
-        )
+                if item in home.names:
+                    place = None if home.places is None else home.places[item]
+                    arrays[home.names[item]] = leaf if place is None else _one_layer(leaf, *place)
+            if arrays or item == STATE:
+                yield item, arrays
 
     # ----------------------------------------------------------------------------------------------------------- read
 
@@ -139,23 +122,22 @@ class Assembly:
     def put(self, item: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes what an item holds."""
         for index, home in enumerate(self._homes):
-            if home.name not in arrays:
+            name = home.names.get(item)
+            if name is None or name not in arrays:
                 continue
-            if home.stack is None:
-                if item == (STATE if home.layer is None else layer_item(home.layer)):
-                    self._leaves[index] = arrays[home.name]
+            if home.places is None:
+                self._leaves[index] = arrays[name]
                 continue
-            place = next((at for layer, at in home.stack.places.items() if layer_item(layer) == item), None)
-            if place is not None:
-                if self._leaves[index] is None:
-                    self._leaves[index] = self._blank(home, home.stack, self._present[index])
-                self._leaves[index][(slice(None),) * home.axis + place] = arrays[home.name]
+            if self._leaves[index] is None:
+                self._leaves[index] = self._blank(home, self._present[index])
+            self._leaves[index][home.places[item]] = arrays[name]
 
-    def _blank(self, home: _Home, stack: Stack, present: jax.Array) -> np.ndarray:
-        coming = sum(home.name in self._wanted.get(layer_item(layer), ()) for layer in stack.places)
-        if coming == present.shape[home.axis] * stack.slots:
-            return np.empty(present.shape, present.dtype)
-        return np.array(present)
+    def _blank(self, home: _Home, present: jax.Array) -> np.ndarray:
+        raw = _raw(present)
+        coming = sum(name in self._wanted.get(item, ()) for item, name in home.names.items())
+        if coming == raw.shape[0] * home.slots:
+            return np.empty(raw.shape, raw.dtype)
+        return np.array(raw)
 
     def place(self, state: TrainState, shardings: TrainState) -> tuple[TrainState, BaseException | None]:
         """Puts everything onto the mesh, leaf by leaf in place of the present state, which is used up.
@@ -183,21 +165,54 @@ class Assembly:
         return jax.tree.unflatten(structure, leaves), None
 
 
+def _stack_home(stack: Stack, names: Mapping[int, str]) -> _Home:
+    """Of a leaf of a stack, from its name by layer."""
+    items = {layer: layer_item(layer) for layer in names}
+    return _Home(
+        {items[layer]: name for layer, name in names.items()},
+        {items[layer]: stack.places[layer] for layer in names},
+        stack.slots,
+    )
+
+
+def _optimizer_homes(plan: StatePlan, storage: Storage) -> dict[tuple[str | None, str], _Home]:
+    """The homes of the stored leaves of an optimizer state, by (stack, name)."""
+    members: dict[tuple[str | None, str], list[StateLeaf]] = {}
+    for leaf in plan.leaves:
+        members.setdefault((leaf.stack, leaf.name), []).append(leaf)
+    homes = {}
+    for (stack, name), leaves in members.items():
+        if stack is not None:
+            names = {leaf.layer: _optimizer_name(leaf) for leaf in leaves if leaf.layer is not None}
+            homes[stack, name] = _stack_home(storage.stacks[stack], names)
+        else:
+            [leaf] = leaves
+            item = STATE if leaf.layer is None else layer_item(leaf.layer)
+            homes[stack, name] = _Home({item: _optimizer_name(leaf)})
+    return homes
+
+
+def _optimizer_name(leaf: StateLeaf) -> str:
+    """`opt_state/0:mu/w`: the path to what keeps values by layer, then the path in the layer."""
+    parts = [OPT_STATE, joined(leaf.before, ":"), joined(leaf.inside, "/")]
+    return "/".join(part for part in parts if part)
+
+
 def _raw(leaf: Any) -> Any:
     """Typed PRNG keys as the integers they are made of."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
-@functools.partial(jax.jit, static_argnames="axis")
-def _slot(stack: jax.Array, rank: Any, slot: Any, axis: int) -> jax.Array:
-    row = jax.lax.dynamic_index_in_dim(stack, rank, axis, keepdims=False)
-    return jax.lax.dynamic_index_in_dim(row, slot, axis, keepdims=False)
+@jax.jit
+def _slot(stack: jax.Array, rank: Any, slot: Any) -> jax.Array:
+    row = jax.lax.dynamic_index_in_dim(stack, rank, keepdims=False)
+    return jax.lax.dynamic_index_in_dim(row, slot, keepdims=False)
 
 
-def _one_layer(leaf: jax.Array, rank: int, slot: int, axis: int) -> jax.Array:
-    """One layer of a stack [..., S, slots, ...], copied on a device that holds it."""
+def _one_layer(leaf: jax.Array, rank: int, slot: int) -> jax.Array:
+    """One layer of a stack [S, slots, ...], copied on a device that holds it."""
     for shard in leaf.addressable_shards:
-        first = shard.index[axis].start or 0
-        if first <= rank < first + shard.data.shape[axis]:
-            return _slot(shard.data, rank - first, slot, axis)
+        first = shard.index[0].start or 0
+        if first <= rank < first + shard.data.shape[0]:
+            return _slot(shard.data, rank - first, slot)
     raise AssertionError(f"no device of this process holds rank {rank}")

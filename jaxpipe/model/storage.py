@@ -225,6 +225,11 @@ class Storage:
         return jax.jit(build, out_shardings=self.shardings(mesh))(jax.device_get(list(layers)))
 
 
+def layer_name(layer: int) -> str:
+    """What a layer is called where layers are listed by name: in the tree that an optimizer sees, in checkpoints."""
+    return f"layer_{layer:03d}"
+
+
 def is_stack(path: tuple[Any, ...]) -> bool:
     """Whether a leaf of the params tree, by its path, holds several layers: [S, slots, ...]."""
     return path[0].key == "stacked"

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxpipe.training.state import TrainState, trainable
+from jaxpipe.model.shapes import is_inexact
+from jaxpipe.optimizer.arguments import plain_numpy_rules
+from jaxpipe.optimizer.layerwise import Layerwise
+from jaxpipe.training.norm import clipped, global_norm
+from jaxpipe.training.state import TrainState
 
 
 class StepInfo(NamedTuple):
@@ -25,9 +29,7 @@ class StepInfo(NamedTuple):
 
 
 def make_step(
-    value_and_grad: Callable[..., tuple[jax.Array, Any]],
-    optimizer: optax.GradientTransformation,
-    gradient_clipping: float | None,
+    value_and_grad: Callable[..., tuple[jax.Array, Any]], optimizer: Layerwise, gradient_clipping: float | None
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, StepInfo]]:
     """`step(state, inputs, labels) -> (state, info)`, traceable.
 
@@ -38,14 +40,11 @@ def make_step(
 
     def step(state: TrainState, inputs: Any, labels: Any) -> tuple[TrainState, StepInfo]:
         loss, grads = value_and_grad(state.params, inputs, labels, jax.random.fold_in(state.key, state.step))
-        with jax.numpy_dtype_promotion("standard"):
-            grads = trainable(grads)
-            norm = optax.tree.norm(grads)
-            if gradient_clipping is not None:
-                scale = jnp.minimum(1.0, gradient_clipping / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-                grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-            updates, opt_state = optimizer.update(grads, state.opt_state, trainable(state.params))
-            moved = optax.apply_updates(trainable(state.params), updates)
+        with plain_numpy_rules():
+            norm = global_norm(grads)
+            used = grads if gradient_clipping is None else clipped(grads, norm, gradient_clipping)
+            updates, opt_state = optimizer.update(used, state.opt_state, state.params, value=loss, grad=grads)
+            moved = optax.apply_updates(_trainable(state.params), _trainable(updates))
         params = jax.tree.map(lambda old, new: old if new is None else new, state.params, moved)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new = TrainState(state.step + 1, params, opt_state, state.key)
@@ -54,3 +53,8 @@ def make_step(
         return kept, StepInfo(loss, norm, finite)
 
     return step
+
+
+def _trainable(tree: Any) -> Any:
+    """The tree with None for leaves without derivatives, which stay as they are."""
+    return jax.tree.map(lambda a: a if is_inexact(a) else None, tree)

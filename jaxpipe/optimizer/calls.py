@@ -1,0 +1,100 @@
+"""Equations that hold whole jaxprs: which of them are taken apart, and how one equation is computed."""
+
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+
+# Primitives that only call the jaxpr they hold. A call that is not listed is computed as one equation, which is right, too.
+CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "core_closed_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+    "remat",
+    "remat2",
+    "checkpoint",
+}
+LONGEST_UNROLLED = 16  # steps of a scan
+
+
+def taken_apart(eqn: Any, joins: bool) -> jex.ClosedJaxpr | None:
+    """The jaxpr to put in the place of an equation, or None.
+
+    Calls always. A `cond` or a short `scan` only if it holds values of several layers (`joins`): as one equation it would
+    join whole layers, in pieces most of it treats each layer on its own.
+    """
+    name, params = eqn.primitive.name, eqn.params
+    if name in CALLS:
+        inner = params.get("jaxpr", params.get("call_jaxpr"))
+        if inner is None:
+            return None
+        return inner if isinstance(inner, jex.ClosedJaxpr) else jex.ClosedJaxpr(inner, ())
+    if not joins or eqn.effects:
+        return None
+    if name == "cond":
+        return _all_branches(eqn)
+    if name == "scan" and params["length"] <= LONGEST_UNROLLED:
+        return _unrolled(eqn)
+    return None
+
+
+def _avals(eqn: Any) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+
+
+def _all_branches(eqn: Any) -> jex.ClosedJaxpr:
+    """All branches, and a select per output: that fuses, where a conditional would copy what passes through it."""
+    branches = eqn.params["branches"]
+
+    def select(which: Any, *args: Any) -> Any:
+        cases = zip(*[jex.jaxpr_as_fun(branch)(*args) for branch in branches], strict=True)
+        which = jnp.clip(which, 0, len(branches) - 1)
+        which = which.astype(bool) if len(branches) == 2 else which
+        return [jax.lax.select_n(which, *case) for case in cases]
+
+    return jax.make_jaxpr(select)(*_avals(eqn))
+
+
+def _unrolled(eqn: Any) -> jex.ClosedJaxpr:
+    params, length = eqn.params, eqn.params["length"]
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    body = jex.jaxpr_as_fun(params["jaxpr"])
+    outputs = [v.aval for v in eqn.outvars[num_carry:]]
+
+    def steps(*args: Any) -> Any:
+        consts, carry, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
+        ys: list[Any] = [()] * length
+        for i in reversed(range(length)) if params["reverse"] else range(length):
+            out = body(*consts, *carry, *[x[i] for x in xs])
+            carry, ys[i] = out[:num_carry], out[num_carry:]
+        if not length:
+            return [*carry, *[jnp.zeros(y.shape, y.dtype) for y in outputs]]
+        return [*carry, *[jnp.stack(y) for y in zip(*ys, strict=True)]]
+
+    return jax.make_jaxpr(steps)(*_avals(eqn))
+
+
+def bind(primitive: Any, params: dict[str, Any], *args: Any) -> list[Any]:
+    """The results of one equation."""
+    out = primitive.bind(*args, **primitive.get_bind_params(params))
+    return list(out) if primitive.multiple_results else [out]
+
+
+def masked_while(params: dict[str, Any], wanted: Any, *args: Any) -> list[Any]:
+    """A `while` equation that does no iteration where `wanted` is false: on garbage it might never end."""
+    num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
+    cond, body = jex.jaxpr_as_fun(params["cond_jaxpr"]), jex.jaxpr_as_fun(params["body_jaxpr"])
+    cond_consts, body_consts = args[:num_cond], args[num_cond : num_cond + num_body]
+    return list(
+        jax.lax.while_loop(
+            lambda carry: wanted & cond(*cond_consts, *carry)[0],
+            lambda carry: tuple(body(*body_consts, *carry)),
+            tuple(args[num_cond + num_body :]),
+        )
+    )

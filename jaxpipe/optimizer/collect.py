@@ -1,0 +1,34 @@
+"""The one collective of an optimizer step: values of layers, gathered on all ranks."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxpipe.mesh import PIPE, pipe_size
+from jaxpipe.optimizer.trace import SMALL
+
+
+def everywhere(arrays: Sequence[jax.Array], mesh: Mesh) -> list[jax.Array]:
+    """[K, ...] of each rank -> [S, K, ...] on all ranks; inside `shard_map`. Small arrays of one dtype travel together."""
+    if pipe_size(mesh) == 1:
+        return [a[None] for a in arrays]
+    together: dict[Any, list[int]] = {}
+    for i, a in enumerate(arrays):
+        alone = math.prod(a.shape[1:]) > SMALL or jnp.issubdtype(a.dtype, jax.dtypes.extended)
+        together.setdefault(i if alone else a.dtype, []).append(i)
+    out: list[Any] = [None] * len(arrays)
+    for members in together.values():
+        some = [arrays[i] for i in members]
+        if len(some) == 1:
+            out[members[0]] = jax.lax.all_gather(some[0], PIPE)
+            continue
+        flat = jax.lax.all_gather(jnp.concatenate([a.ravel() for a in some]), PIPE)
+        ends = np.cumsum([a.size for a in some])[:-1]
+        for i, a, part in zip(members, some, jnp.split(flat, ends, axis=1), strict=True):
+            out[i] = part.reshape(-1, *a.shape)
+    return out

@@ -1,0 +1,235 @@
+"""An optax transformation on stacked, sharded weights that acts as on one tree entry per layer.
+
+The weights of like layers are stored stacked, [S, slots, ...] over the ranks, and padded with zeros. A transformation that
+is not elementwise must not see that: a mask by `ndim` would find other dims, a norm per array the norm of many layers, and
+a path could not name a layer. So it never does. Its `init` and `update` are traced on the natural tree (`natural`), and
+the trace is run on the stacks:
+
+1. `trace` flattens it and gives every value a home: a layer of a stack, or none.
+2. `groups` makes one equation on all slots of the equations of like layers.
+3. `run` computes these on the rank that holds the layer, and the rest on all.
+
+What a transformation does to each layer separately moves no weights between devices, whatever it looks at: shapes, dims,
+norms, paths. Scalars that join layers, as in a global norm, travel packed, one `all_gather` per level of joining. Arrays of
+several layers that really meet (`optax.flatten`) are gathered whole, once per step.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxpipe.errors import ConfigError
+from jaxpipe.model.shapes import describe
+from jaxpipe.model.storage import Storage
+from jaxpipe.optimizer.arguments import Optimizer, calling, fitted, plain_numpy_rules
+from jaxpipe.optimizer.groups import Grouped
+from jaxpipe.optimizer.natural import NaturalTree, Place, abstract
+from jaxpipe.optimizer.run import run
+from jaxpipe.optimizer.state import OptState, StateLeaf, StatePlan, place_state, unnamed
+from jaxpipe.optimizer.trace import Home, Trace
+
+Tree = Any
+
+STATE = -1  # the number of the state among the results; those of updates count from 0
+
+
+class Layerwise:
+    """`optimizer` on the params trees of one storage.
+
+    Args:
+      optimizer: has been through `arguments.checked`.
+      params: what its `init` will be given, or the shapes: a params tree, or a tree that holds some, such as
+        `optax.LookaheadParams(fast, slow)`.
+      extra: further arguments of its `update` that will be given: params trees, arrays, or their shapes.
+
+    Raises:
+      ConfigError: its state changes its structure or shapes from one update to the next.
+    """
+
+    def __init__(self, optimizer: Optimizer, storage: Storage, mesh: Mesh, params: Tree, extra: dict[str, Any]):
+        self.storage, self.mesh = storage, mesh
+        self.tree = NaturalTree(storage)
+        self._params = self._natural_shapes(params)
+        self.optimizer, shapes = fitted(optimizer, self._params)
+        natural_extra = {name: self._natural_shapes(value) for name, value in extra.items()}
+        shapes = self._settled(shapes, natural_extra)
+        leaves = place_state(shapes, self.tree)
+        if unnamed(leaves):
+            leaves = place_state(shapes, self.tree, self._homes_by_use(leaves, shapes, natural_extra))
+        self.plan = StatePlan(self.tree, jax.tree.structure(shapes), leaves)
+
+    # ------------------------------------------------------------------------------------------------------ what it gives
+
+    def init(self, params: Tree) -> OptState:
+        """The state for `params`; traceable."""
+        call = _Call(self)
+        natural = call.argument(params)
+        with plain_numpy_rules():
+            closed = jax.make_jaxpr(self.optimizer.init)(natural)
+            return self._state(*call.run(closed, self._state_targets()))
+
+    def update(self, grads: Tree, state: OptState, params: Tree, **extra: Any) -> tuple[Tree, OptState]:
+        """(updates, new state); traceable. `params` and the `extra` arguments may hold any number of params trees."""
+        call = _Call(self)
+        arguments = call.argument(grads), call.state(state), call.argument(params), call.argument(extra)
+        with plain_numpy_rules():
+            closed, (made, _) = jax.make_jaxpr(self._update, return_shape=True)(*arguments)
+            parts, structure = jax.tree.flatten(made, is_leaf=self.tree.is_natural)
+            targets: list[Any] = []
+            for number, part in enumerate(parts):
+                natural = self.tree.is_natural(part)
+                targets += [_target(place, number) for place in self.tree.places] if natural else [None]
+            stacked, rest = call.run(closed, targets + self._state_targets())
+        updates = []
+        for number, part in enumerate(parts):
+            if not self.tree.is_natural(part):
+                updates.append(rest.pop(0))
+                continue
+            single = [place.cell for place in self.tree.places if place.home is None]
+            cells = dict(zip(single, [rest.pop(0) for _ in single], strict=True))
+            cells |= {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == number}
+            updates.append(self.tree.params(self._in_place(cells)))
+        return jax.tree.unflatten(structure, updates), self._state(stacked, rest)
+
+    def natural_state(self, state: OptState) -> Tree:
+        """The state as optax would hold it for the natural tree."""
+        return self.plan.natural(state)
+
+    def shardings(self) -> OptState:
+        """Where the state lies."""
+        return self.plan.shardings(self.mesh)
+
+    def _update(self, grads: Tree, state: Tree, params: Tree, extra: dict[str, Any]) -> Any:
+        return self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
+
+    # ------------------------------------------------------------------------------------------------------------ inside
+
+    def _state_targets(self) -> list[Any]:
+        return [leaf.home and (*leaf.home, (STATE, leaf.name)) for leaf in self.plan.leaves]
+
+    def _state(self, stacked: dict[Any, Any], rest: list[Any]) -> OptState:
+        """The stored state from the results of a run."""
+        avals = {(leaf.stack, leaf.name): leaf.aval for leaf in self.plan.leaves}
+        names = [leaf.name for leaf in self.plan.leaves if leaf.home is None]
+        ours = {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == STATE}
+        ours = {key: _strong(a, avals[key]) for key, a in ours.items()}
+        loose = {name: _strong(a, avals[None, name]) for name, a in zip(names, rest, strict=True)}
+        state = self.plan.stored(ours, loose)
+        return jax.lax.with_sharding_constraint(state, self.shardings())
+
+    def _in_place(self, cells: dict[Any, Any]) -> dict[Any, Any]:
+        """Arrays with the shardings of the params tree."""
+        shardings = self.tree.shardings(self.mesh)
+        return {cell: jax.lax.with_sharding_constraint(a, shardings[cell]) for cell, a in cells.items()}
+
+    def _natural_shapes(self, tree: Tree) -> Tree:
+        parts, rebuild = self.tree.split(tree)
+        return rebuild([self.tree.shapes if self.tree.is_params(part) else abstract(part) for part in parts])
+
+    def _settled(self, shapes: Tree, extra: dict[str, Any]) -> Tree:
+        """The shapes of a state that an update does not change."""
+        for _ in range(3):
+            with plain_numpy_rules():
+                _, after = jax.eval_shape(self._update, self.tree.shapes, shapes, self._params, extra)
+            if jax.tree.structure(after) != jax.tree.structure(shapes):
+                raise ConfigError(
+                    f"The optimizer's update returns a state of another structure than its init: {describe(after)} and "
+                    f"{describe(shapes)}. One compiled step needs a state that keeps its structure."
+                )
+            same = jax.tree.map(lambda a, b: abstract(a) == abstract(b), shapes, after)
+            if all(jax.tree.leaves(same)):
+                return shapes
+            for path, (one, two) in _pairs(shapes, after):
+                if one.shape != two.shape:
+                    raise ConfigError(
+                        f"The optimizer's update changes the shape of its state at {jax.tree_util.keystr(path)} from "
+                        f"{describe(one)} to {describe(two)}. One compiled step needs a state that keeps its shapes."
+                    )
+            shapes = after
+        return shapes
+
+    def _homes_by_use(self, leaves: list[StateLeaf], shapes: Tree, extra: dict[str, Any]) -> list[Home | None]:
+        """Per leaf of the state, the home that the trace of an update finds for it, as long as that finds more."""
+        with plain_numpy_rules():
+            closed = jax.make_jaxpr(self._update)(self.tree.shapes, shapes, self._params, extra)
+        stored = self.storage.shapes()
+        before, after = _Call(self), _Call(self)
+        before.argument(stored)
+        parts = jax.tree.leaves(self._params, is_leaf=self.tree.is_natural)
+        after.argument([stored if self.tree.is_natural(part) else part for part in parts])
+        homes = [leaf.home for leaf in leaves]
+        num_updates = len(closed.out_avals) - len(leaves)
+        while True:
+            ins = [*before.homes, *homes, *after.homes]
+            ins += [None] * (len(closed.in_avals) - len(ins))
+            trace = Trace(closed, ins, [None] * len(ins), [None] * len(closed.out_avals))
+            found = [old or v.home for old, v in zip(homes, trace.outputs[num_updates:], strict=True)]
+            if found == homes:
+                return homes
+            homes = found
+
+
+class _Call:
+    """One call of the transformation: where the values of its arguments come from.
+
+    `argument` and `state` take the arguments in order and return what to trace with.
+    """
+
+    def __init__(self, layerwise: Layerwise):
+        self.of = layerwise
+        self.homes: list[Home | None] = []
+        self._values: list[Any] = []
+        self._batches: list[Any] = []
+        self._held: dict[Any, jax.Array] = {}
+        self._number = 0
+
+    def argument(self, tree: Tree) -> Tree:
+        """An argument in which each params tree becomes a natural one."""
+        for part in self.of.tree.split(tree)[0]:
+            if not self.of.tree.is_params(part):
+                self._take(None, None, part)
+                continue
+            self._number += 1
+            cells = self.of.tree.cells(part)
+            for place in self.of.tree.places:
+                self._take(place.home, (self._number, place.cell), cells[place.cell])
+        return self.of._natural_shapes(tree)
+
+    def state(self, state: OptState) -> Tree:
+        """The state of the optimizer."""
+        self._number += 1
+        for leaf in self.of.plan.leaves:
+            array = state.rest[leaf.name] if leaf.stack is None else state.stacked[leaf.stack][leaf.name]
+            self._take(leaf.home, (self._number, leaf.stack, leaf.name), array)
+        return jax.tree.unflatten(self.of.plan.structure, [leaf.aval for leaf in self.of.plan.leaves])
+
+    def _take(self, home: Home | None, batch: Any, value: Any) -> None:
+        self.homes.append(home)
+        self._batches.append(batch if home else None)
+        self._values.append(None if home else value)
+        if home:
+            self._held[batch] = value
+
+    def run(self, closed: Any, targets: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
+        """Runs the trace of the call."""
+        trace = Trace(closed, self.homes, self._batches, [target and target[:2] for target in targets])
+        return run(Grouped(trace), self.of.storage, self.of.mesh, self._values, self._held, targets)
+
+
+def _target(place: Place, number: int) -> Any:
+    return place.home and (*place.home, (number, place.cell[1]))
+
+
+def _pairs(one: Tree, two: Tree) -> list[Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(one)[0]
+    return [(path, (a, b)) for (path, a), b in zip(leaves, jax.tree.leaves(two), strict=True)]
+
+
+def _strong(array: Any, aval: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of the dtype that is stored. Not weakly typed: a flag that changed would compile the next step again."""
+    return jax.lax.convert_element_type(array, aval.dtype) if _is_number(aval) else array
+
+
+def _is_number(aval: jax.ShapeDtypeStruct) -> bool:
+    return not jax.numpy.issubdtype(aval.dtype, jax.dtypes.extended)

@@ -1,0 +1,96 @@
+"""Every optimizer of the registry gives on the stacks what it gives on one entry per layer, for any number of stages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxpipe
+from tests.optimizer.optimizers import LOOSE, OPTIMIZERS, error, natural, plain
+
+STEPS = 5
+
+
+def block(key, x):
+    normal = lambda i, *shape: jax.random.normal(jax.random.fold_in(key, i), shape)  # noqa: E731
+    return {"w": normal(0, 6, 4), "b": normal(1, 6), "conv": normal(2, 3, 3, 4, 6), "norm": {"scale": normal(3, 6)}}
+
+
+BLOCK = jaxpipe.Layer(block, lambda p, x: x, "Block")
+EMBED = jaxpipe.Layer(lambda key, x: {"e": jax.random.normal(key, (12, 6))}, lambda p, x: x, "Embed")
+HEAD = jaxpipe.Layer(
+    lambda key, x: {"w": jax.random.normal(key, (6, 12)), "b": jnp.ones(12), "steps": jnp.zeros(3, jnp.int32)},
+    lambda p, x: x,
+    "Head",
+)
+# Uneven stages, and for 4 a rank without a block: rank 1.
+CUTS = {1: [0, 7], 2: [0, 4, 7], 3: [0, 2, 3, 7], 4: [0, 2, 3, 6, 8]}
+
+
+def layers_of(stages):
+    return [EMBED, *[BLOCK] * 5, HEAD] if stages < 4 else [EMBED, BLOCK, jnp.tanh, BLOCK, BLOCK, BLOCK, BLOCK, HEAD]
+
+
+def random_layers(rng, stages):
+    module = jaxpipe.PipelineModule(layers_of(stages), lambda y, t: y.mean())
+    shapes = [s.params for s in module.shapes(jnp.zeros((2, 6)))]
+
+    def draw(a):
+        return jnp.asarray(rng.normal(size=a.shape) if a.dtype == jnp.float32 else np.zeros(a.shape), a.dtype)
+
+    return jax.tree.map(draw, shapes)
+
+
+def floats(tree):
+    return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.inexact) else None, tree)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_through_the_pipeline(name):
+    past = {}
+    for stages in (1, 2, 3, 4):
+        rng = np.random.default_rng(0)
+        module = jaxpipe.PipelineModule(layers_of(stages), lambda y, t: y.mean(), CUTS[stages])
+        pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=stages))
+        params = pipe.from_layers(random_layers(rng, stages))
+        tx = pipe.optimizer(OPTIMIZERS[name])
+        if (stages < 4) not in past:
+            past[stages < 4] = plain_steps(name, natural(pipe.to_layers(params)), stages)
+        state = tx.init(params)
+        step = jax.jit(lambda g, s, p, e, tx=tx: tx.update(g, s, p, **e))
+        for k in range(STEPS):
+            grads = pipe.from_layers(random_layers(np.random.default_rng(k + 1), stages))
+            extra = {"value": jnp.float32(1 + 0.1 * k)} | ({"grad": grads} if name == "value_and_grad" else {})
+            updates, state = step(grads, state, params, extra)
+            params = jax.jit(optax.apply_updates)(params, updates)
+            assert jax.tree.structure(params) == jax.tree.structure(grads)
+            wanted_params, wanted_state = past[stages < 4][k]
+            found = floats(natural(pipe.to_layers(params)))
+            off = max(error(found, wanted_params), error(tx.natural_state(state), wanted_state))
+            assert off <= LOOSE.get(name, 1e-6), f"S = {stages}, step {k}: {off:.1e}"
+        padding_is_zero(pipe, (params, state.stacked))
+
+
+def plain_steps(name, layers, stages):
+    """Params and state after each step of optax on one entry per layer, on one device."""
+    init, update = plain(name)
+    params = jax.device_put(jax.device_get(floats(layers)), jax.devices()[0])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        state, run, steps = jax.jit(init)(params), jax.jit(update), []
+        for k in range(STEPS):
+            grads = floats(natural(random_layers(np.random.default_rng(k + 1), stages)))
+            updates, state = run(grads, state, params, jnp.float32(1 + 0.1 * k))
+            params = optax.apply_updates(params, updates)
+            steps.append((params, state))
+    return steps
+
+
+def padding_is_zero(pipe, trees):
+    params, stacked = trees
+    for name, stack in pipe.storage.stacks.items():
+        used = set(stack.places.values())
+        empty = [(r, k) for r in range(pipe.num_stages) for k in range(stack.slots) if (r, k) not in used]
+        for leaf in jax.tree.leaves((params["stacked"][name], stacked[name])):
+            for at in empty:
+                assert not np.any(np.asarray(leaf)[at])
