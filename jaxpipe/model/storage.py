@@ -59,6 +59,7 @@ class Storage:
         self.num_ranks = len(self.boundaries) - 1
         self.layer_params = [avals(p) for p in params]
         self._check_params()
+        self._builders: dict[Mesh, Any] = {}  # compiled once per mesh, however often layers are taken in
         kinds: dict[Any, list[int]] = {}
         for index, layer in enumerate(module.layers):
             if module.owners[index] == index and jax.tree.leaves(params[index]):
@@ -222,7 +223,9 @@ class Storage:
                 "shared": {name: layers[shared.layer] for name, shared in self.shared.items()},
             }
 
-        return jax.jit(build, out_shardings=self.shardings(mesh))(jax.device_get(list(layers)))
+        if mesh not in self._builders:
+            self._builders[mesh] = jax.jit(build, out_shardings=self.shardings(mesh))
+        return self._builders[mesh](jax.device_get(list(layers)))
 
 
 def layer_name(layer: int) -> str:
