@@ -12,7 +12,7 @@ from jaxpipe.errors import DataError
 from jaxpipe.mesh import data_size
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.shapes import aval, describe
-from jaxpipe.optimizer.arguments import Optimizer, checked, explained
+from jaxpipe.optimizer.arguments import Optimizer, checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
 from jaxpipe.training.config import Config
@@ -65,9 +65,5 @@ def initialize(
 def _layerwise(optimizer: Optimizer, pipe: Pipeline, loss: jax.ShapeDtypeStruct) -> Layerwise:
     """The optimizer on the params of `pipe`, after it has been tried on shapes."""
     shapes = pipe.storage.shapes()
-    try:
+    with explaining():
         return Layerwise(optimizer, pipe.storage, pipe.mesh, shapes, {"value": loss, "grad": shapes})
-    except (TypeError, KeyError) as error:
-        if (reason := explained(error)) is not None:
-            raise reason from error
-        raise

@@ -121,8 +121,8 @@ class Storage:
     def specs(self) -> Params:
         """A PartitionSpec per leaf of the params tree."""
 
-        def cut(leaf: jax.ShapeDtypeStruct, dim: int) -> PartitionSpec:
-            return P(*[PIPE if d == dim else None for d in range(len(leaf.shape))]) if dim >= 0 else P()
+        def cut(_: jax.ShapeDtypeStruct, dim: int) -> PartitionSpec:
+            return P(*[None] * dim, PIPE) if dim >= 0 else P()  # as a compiled step writes it: nothing behind the axis
 
         return {
             "stacked": {name: jax.tree.map(lambda _: P(PIPE), stack.params) for name, stack in self.stacks.items()},

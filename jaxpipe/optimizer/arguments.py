@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxpipe.errors import ConfigError
+from jaxpipe.errors import ConfigError, JaxpipeError
 
 Tree = Any
 
@@ -92,7 +92,7 @@ def _way_out(optimizer: Any) -> str:
         return f"It is a number. Pass a transformation made with it: optax.adam({optimizer!r})."
     if callable(optimizer):
         name = getattr(optimizer, "__name__", "")
-        name = name if hasattr(optax, name) else "adam"
+        name = name if inspect.isfunction(optimizer) and hasattr(optax, name) else "adam"
         return (
             f"It is callable: a function that makes one has to be called, as in optax.{name}(1e-3), and a learning rate "
             "schedule goes into one, as in optax.adam(schedule)."
@@ -117,17 +117,41 @@ def calling(optimizer: Optimizer, extra: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in extra.items() if optimizer.takes is None or name in optimizer.takes}
 
 
-def explained(error: Exception) -> ConfigError | None:
-    """What is wrong if an `update` failed because it needs something that a training step cannot give."""
-    missing: list[str] = []
-    if isinstance(error, TypeError) and (found := re.search(r"missing \d+ required .*argument", str(error))):
-        missing = re.findall(r"'(\w+)'", str(error)[found.start() :])
-    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
-        missing = [error.args[0]]
-    if not missing:
-        return None
-    return ConfigError(
-        f"The optimizer's update needs the argument {', '.join(map(repr, missing))}, which a training step cannot give: it "
-        f"gives the gradients, the params, and, where they are named, {' and '.join(map(repr, KNOWN))} (the loss and its "
-        "gradient). Line searches evaluate the loss again and again: use a transformation without one."
-    )
+@contextlib.contextmanager
+def explaining() -> Iterator[None]:
+    """Around the first trace of an optimizer: says what is wrong if it needs what a training step cannot give.
+
+    Other errors are the optimizer's own, and stay as they are, with a note on where they came from.
+    """
+    try:
+        yield
+    except JaxpipeError:
+        raise
+    except Exception as error:
+        if isinstance(error, AttributeError) and error.name in ("fast", "slow"):
+            raise ConfigError(
+                "optax.lookahead is given pairs of fast and slow weights if it is the optimizer itself, and not inside of "
+                "another one, such as a chain. Put it outside: optax.lookahead(optax.chain(...), ...)."
+            ) from error
+        if missing := _missing(error):
+            raise ConfigError(
+                f"The optimizer's update needs the argument {', '.join(map(repr, missing))}, which a training step cannot "
+                f"give: it gives the gradients, the params, and, where they are named, {' and '.join(map(repr, KNOWN))} (the "
+                "loss and its gradient). Line searches and the like evaluate the loss again and again: use a transformation "
+                "that does not."
+            ) from error
+        error.add_note(
+            "jaxpipe: this happened inside the optimizer, which was traced on the shapes of one entry per layer, "
+            '{"layer_000": {...}, ...}.'
+        )
+        raise
+
+
+def _missing(error: Exception) -> list[str]:
+    """The arguments that an `update` complains about."""
+    message = str(error)
+    if isinstance(error, TypeError) and (found := re.search(r"missing \d+ required .*argument", message)):
+        return re.findall(r"'(\w+)'", message[found.start() :])
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str) and error.args[0].isidentifier():
+        return [error.args[0]]
+    return re.findall(r"^(\w+) must be provided", message) if isinstance(error, ValueError) else []

@@ -44,12 +44,18 @@ class Layerwise:
       extra: further arguments of its `update` that will be given: params trees, arrays, or their shapes.
 
     Raises:
-      ConfigError: its state changes its structure or shapes from one update to the next.
+      ConfigError: `params` holds no params tree, or the state changes its structure or shapes
+        from one update to the next.
     """
 
     def __init__(self, optimizer: Optimizer, storage: Storage, mesh: Mesh, params: Tree, extra: dict[str, Any]):
         self.storage, self.mesh = storage, mesh
         self.tree = NaturalTree(storage)
+        if not self.tree.holds_params(params):
+            raise ConfigError(
+                f"The optimizer was given {describe(params)}, which is no params tree of this pipeline. Give it what "
+                "Pipeline.init and Pipeline.value_and_grad return."
+            )
         self._params = self._natural_shapes(params)
         self.optimizer, shapes = fitted(optimizer, self._params)
         natural_extra = {name: self._natural_shapes(value) for name, value in extra.items()}
@@ -71,6 +77,11 @@ class Layerwise:
 
     def update(self, grads: Tree, state: OptState, params: Tree, **extra: Any) -> tuple[Tree, OptState]:
         """(updates, new state); traceable. `params` and the `extra` arguments may hold any number of params trees."""
+        if not self.tree.holds_params(grads):
+            raise ConfigError(
+                f"update was given the gradients {describe(grads)}, which are no params tree of this pipeline. Give it what "
+                "Pipeline.value_and_grad returns."
+            )
         call = _Call(self)
         arguments = call.argument(grads), call.state(state), call.argument(params), call.argument(extra)
         with plain_numpy_rules():
@@ -89,7 +100,8 @@ class Layerwise:
             single = [place.cell for place in self.tree.places if place.home is None]
             cells = dict(zip(single, [rest.pop(0) for _ in single], strict=True))
             cells |= {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == number}
-            updates.append(self.tree.params(self._in_place(cells)))
+            made = self.tree.params(cells)
+            updates.append(jax.lax.with_sharding_constraint(made, self.storage.shardings(self.mesh)))
         return jax.tree.unflatten(structure, updates), self._state(stacked, rest)
 
     def natural_state(self, state: OptState) -> Tree:
@@ -117,11 +129,6 @@ class Layerwise:
         loose = {name: _strong(a, avals[None, name]) for name, a in zip(names, rest, strict=True)}
         state = self.plan.stored(ours, loose)
         return jax.lax.with_sharding_constraint(state, self.shardings())
-
-    def _in_place(self, cells: dict[Any, Any]) -> dict[Any, Any]:
-        """Arrays with the shardings of the params tree."""
-        shardings = self.tree.shardings(self.mesh)
-        return {cell: jax.lax.with_sharding_constraint(a, shardings[cell]) for cell, a in cells.items()}
 
     def _natural_shapes(self, tree: Tree) -> Tree:
         parts, rebuild = self.tree.split(tree)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.model.storage import Storage
-from jaxpipe.optimizer.arguments import checked, explained
+from jaxpipe.optimizer.arguments import checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
 
@@ -36,12 +36,8 @@ class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
             # What `init` was given decides, and `update` is given the same.
             like = jax.tree.structure(shapes)
             if like not in made:
-                try:
+                with explaining():
                     made[like] = Layerwise(optimizer, storage(), mesh, shapes, extra)
-                except (TypeError, KeyError) as error:
-                    if (reason := explained(error)) is not None:
-                        raise reason from error
-                    raise
             return made[like]
 
         def default_extra() -> dict[str, Any]:
