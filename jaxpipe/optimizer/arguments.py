@@ -13,8 +13,6 @@ from jaxpipe.errors import ConfigError, JaxpipeError
 
 Tree = Any
 
-KNOWN = ("value", "grad")  # what a training step can give to `update` beside gradients and params
-
 
 class Optimizer(NamedTuple):
     """An optimizer that has been checked.
@@ -136,9 +134,8 @@ def explaining() -> Iterator[None]:
         if missing := _missing(error):
             raise ConfigError(
                 f"The optimizer's update needs the argument {', '.join(map(repr, missing))}, which a training step cannot "
-                f"give: it gives the gradients, the params, and, where they are named, {' and '.join(map(repr, KNOWN))} (the "
-                "loss and its gradient). Line searches and the like evaluate the loss again and again: use a transformation "
-                "that does not."
+                "give. It gives gradients, params, and, where they are named, 'value' and 'grad': the loss and its gradient. "
+                "Line searches and the like evaluate the loss again and again; use a transformation without one."
             ) from error
         error.add_note(
             "jaxpipe: this happened inside the optimizer, which was traced on the shapes of one entry per layer, "

@@ -79,8 +79,8 @@ class Layerwise:
         """(updates, new state); traceable. `params` and the `extra` arguments may hold any number of params trees."""
         if not self.tree.holds_params(grads):
             raise ConfigError(
-                f"update was given the gradients {describe(grads)}, which are no params tree of this pipeline. Give it what "
-                "Pipeline.value_and_grad returns."
+                f"update was given the gradients {describe(grads)}, which are no params tree of this pipeline. Give it "
+                "what Pipeline.value_and_grad returns."
             )
         call = _Call(self)
         arguments = call.argument(grads), call.state(state), call.argument(params), call.argument(extra)

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 import jaxpipe
-from jaxpipe.errors import ConfigError
 from tests.optimizer.optimizers import LOOSE, OPTIMIZERS, error, natural, plain
 
 M, ROWS, WIDTH, STEPS = 3, 4, 6, 5
@@ -37,7 +36,9 @@ def block(p, x):
 LAYERS = [
     jaxpipe.Layer(lambda k, x: {"e": dense(k, 12, WIDTH)}, lambda p, x: p["e"][x], "Embed"),
     *[jaxpipe.Layer(block_init, block, "Block") for _ in range(5)],
-    jaxpipe.Layer(lambda k, x: {"w": dense(k, WIDTH, 12), "b": dense(k, 12)}, lambda p, x: x @ p["w"] + p["b"][None], "Head"),
+    jaxpipe.Layer(
+        lambda k, x: {"w": dense(k, WIDTH, 12), "b": dense(k, 12)}, lambda p, x: x @ p["w"] + p["b"][None], "Head"
+    ),
 ]
 CUTS = {1: [0, 7], 2: [0, 4, 7], 3: [0, 2, 3, 7], 4: [0, 1, 3, 6, 7]}
 
