@@ -134,7 +134,7 @@ def explaining() -> Iterator[None]:
         if missing := _missing(error):
             raise ConfigError(
                 f"The optimizer's update needs the argument {', '.join(map(repr, missing))}, which a training step cannot "
-                "give. It gives gradients, params, and, where they are named, 'value' and 'grad': the loss and its gradient. "
+                "give. It gives gradients and params, and 'value' and 'grad' where they are named: the loss and its gradient. "
                 "Line searches and the like evaluate the loss again and again; use a transformation without one."
             ) from error
         error.add_note(
