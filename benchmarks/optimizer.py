@@ -55,10 +55,11 @@ def one(name: str, tx: optax.GradientTransformation, size: model.Size, stages: i
     found: dict[str, Any] = {"optimizer": name, "layers": size.layers, "stages": stages}
     calls = []
     for label, mine, tree in (("by layer", pipe.optimizer(tx), params), ("stacks", tx, params), ("plain", tx, layers)):
-        shardings = jax.tree.map(lambda a: a.sharding, tree)
-        state = jax.jit(mine.init)(tree)
+        lies = {a.shape: a.sharding for a in jax.tree.leaves(tree)}  # moments lie as their params do
+        state = jax.tree.map(lambda a, lies=lies: jax.device_put(a, lies.get(a.shape)), jax.jit(mine.init)(tree))
+        shardings = jax.tree.map(lambda a: a.sharding, (tree, state))
 
-        @functools.partial(jax.jit, out_shardings=(shardings, None))
+        @functools.partial(jax.jit, out_shardings=shardings)
         def step(grads: Any, state: Any, tree: Any, mine: Any = mine) -> Any:
             updates, state = mine.update(grads, state, tree)
             return optax.apply_updates(tree, updates), state
