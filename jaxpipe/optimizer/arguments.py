@@ -134,8 +134,8 @@ def explaining() -> Iterator[None]:
         if missing := _missing(error):
             raise ConfigError(
                 f"The optimizer's update needs the argument {', '.join(map(repr, missing))}, which a training step cannot "
-                "give. It gives gradients and params and, if named, 'value' (the loss) and 'grad' (its gradient). Line searches "
-                "and the like evaluate the loss again and again; use a transformation without one."
+                "give. It gives gradients and params and, if named, 'value' (the loss) and 'grad' (its gradient). Line "
+                "searches and the like evaluate the loss again and again; use a transformation without one."
             ) from error
         error.add_note(
             "jaxpipe: this happened inside the optimizer, which was traced on the shapes of one entry per layer, "
