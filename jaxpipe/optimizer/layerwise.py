@@ -50,6 +50,7 @@ class Layerwise:
 
     def __init__(self, optimizer: Optimizer, storage: Storage, mesh: Mesh, params: Tree, extra: dict[str, Any]):
         self.storage, self.mesh = storage, mesh
+        self._traces: dict[Any, Any] = {}
         self.tree = NaturalTree(storage)
         if not self.tree.holds_params(params):
             raise ConfigError(
@@ -84,8 +85,8 @@ class Layerwise:
             )
         call = _Call(self)
         arguments = call.argument(grads), call.state(state), call.argument(params), call.argument(extra)
+        closed, (made, _) = self._traced(*arguments)
         with plain_numpy_rules():
-            closed, (made, _) = jax.make_jaxpr(self._update, return_shape=True)(*arguments)
             parts, structure = jax.tree.flatten(made, is_leaf=self.tree.is_natural)
             targets: list[Any] = []
             for number, part in enumerate(parts):
@@ -112,8 +113,17 @@ class Layerwise:
         """Where the state lies."""
         return self.plan.shardings(self.mesh)
 
-    def _update(self, grads: Tree, state: Tree, params: Tree, extra: dict[str, Any]) -> Any:
-        return self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
+    def _traced(self, *arguments: Tree) -> tuple[Any, Any]:
+        """The trace of `update` on natural trees of shapes, and the shapes of its results. Kept: for many layers it is slow."""
+
+        def update(grads: Tree, state: Tree, params: Tree, extra: dict[str, Any]) -> Any:
+            return self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
+
+        key = jax.tree.structure(arguments), tuple(map(abstract, jax.tree.leaves(arguments)))
+        if key not in self._traces:
+            with plain_numpy_rules():
+                self._traces[key] = jax.make_jaxpr(update, return_shape=True)(*arguments)
+        return self._traces[key]
 
     # ------------------------------------------------------------------------------------------------------------ inside
 
@@ -137,8 +147,7 @@ class Layerwise:
     def _settled(self, shapes: Tree, extra: dict[str, Any]) -> Tree:
         """The shapes of a state that an update does not change."""
         for _ in range(3):
-            with plain_numpy_rules():
-                _, after = jax.eval_shape(self._update, self.tree.shapes, shapes, self._params, extra)
+            _, (_, after) = self._traced(self.tree.shapes, shapes, self._params, extra)
             if jax.tree.structure(after) != jax.tree.structure(shapes):
                 raise ConfigError(
                     f"The optimizer's update returns a state of another structure than its init: {describe(after)} and "
@@ -158,8 +167,7 @@ class Layerwise:
 
     def _homes_by_use(self, leaves: list[StateLeaf], shapes: Tree, extra: dict[str, Any]) -> list[Home | None]:
         """Per leaf of the state, the home that the trace of an update finds for it, as long as that finds more."""
-        with plain_numpy_rules():
-            closed = jax.make_jaxpr(self._update)(self.tree.shapes, shapes, self._params, extra)
+        closed, _ = self._traced(self.tree.shapes, shapes, self._params, extra)
         stored = self.storage.shapes()
         before, after = _Call(self), _Call(self)
         before.argument(stored)
