@@ -114,7 +114,7 @@ class Layerwise:
         return self.plan.shardings(self.mesh)
 
     def _traced(self, *arguments: Tree) -> tuple[Any, Any]:
-        """The trace of `update` on natural trees of shapes, and the shapes of its results. Kept: for many layers it is slow."""
+        """The trace of `update` on natural trees of shapes, and the shapes of its results; kept, because it takes time."""
 
         def update(grads: Tree, state: Tree, params: Tree, extra: dict[str, Any]) -> Any:
             return self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
