@@ -129,8 +129,8 @@ class Engine:
     ) -> dict[str, Any]:
         """Evaluates a whole data set.
 
-        The mean is taken over all rows of the data set (with a (sum, weight) loss over all weights), however unlike the
-        micro-batches are in size. While a batch runs, the next one is on its way to the devices.
+        The mean is taken over all rows of the data set (of a `Weighted` loss: all totals over all weights), however unlike
+        the micro-batches are in size. While a batch runs, the next one is on its way to the devices.
 
         Args:
           data_iter: yields micro-batches (inputs, labels), of any number of rows; an iterator or anything that makes one,
@@ -144,7 +144,7 @@ class Engine:
           `{"loss": ..., name of each metric: ...}`, Python numbers, numpy arrays where a metric is an array.
 
         Raises:
-          DataError: there is no data, or it does not fit.
+          DataError: there is no data, or it does not fit, or the weights of a `Weighted` loss add up to 0 over all of it.
         """
         has_loss = self.pipe.module.loss_fn is not None or metrics is None
         options = Options(loss=has_loss, metrics=True, metrics_fn=metrics, reduce_output=None, raw=True)
