@@ -96,8 +96,8 @@ def evaluate(
     loss = _loss(sums)
     if sums[0] is not None and loss is None:
         raise DataError(
-            "The weights that loss_fn returns add up to 0 over all of the data, so there is no mean loss. Pass data of which "
-            "something counts (see jaxpipe.Weighted)."
+            "The weights that loss_fn returns add up to 0 over all of the data, so there is no mean loss. Pass data in "
+            "which something counts; see jaxpipe.Weighted."
         )
     result = {} if loss is None else {"loss": loss}
     result |= {name: _plain(joined.finish()) for name, joined in sums[1].items()}

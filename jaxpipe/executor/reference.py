@@ -53,7 +53,7 @@ def value_and_grad(
     Returns:
       The loss (a scalar) and the gradients in the structure of `layers`, on the devices of `layers`.
     """
-    homes = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), list(layers))
+    homes = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(list(layers))]
     # Sharded params would bring their mesh along; the oracle is one device.
     layers, (inputs, labels) = jax.device_put((list(layers), batch), jax.devices()[0])
     known = _compiled.setdefault(module, {})
@@ -68,9 +68,7 @@ def value_and_grad(
         for leaf, grad in zip(leaves, found, strict=True)
     ]
     # Back to where the params lie, so that they can be compared with the pipeline's without moving anything.
-    grads = [
-        g if home is None else jax.device_put(g, home) for g, home in zip(grads, jax.tree.leaves(homes), strict=True)
-    ]
+    grads = [g if home is None else jax.device_put(g, home) for g, home in zip(grads, homes, strict=True)]
     return loss, jax.tree.unflatten(structure, grads)
 
 

@@ -128,11 +128,11 @@ def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, axes: Sequenc
         ) from error
     if loss_weight.depends(traced, range(len(jax.tree.leaves(outputs))))[1]:
         raise LossError(
-            "loss_fn returned a jaxpipe.Weighted whose weight depends on the outputs of the model. The weight is a constant to "
-            "the gradient, so part of the gradient would be lost. Compute the weight from the labels (a mask can be one of "
-            "them), or divide inside loss_fn and return the mean."
+            "loss_fn returned a jaxpipe.Weighted whose weight depends on the outputs of the model. The weight is a "
+            "constant to the gradient, so a part of that would be lost. Compute the weight from the labels (a mask can be "
+            "one of them), or divide inside loss_fn and return the mean."
         )
-    return LossShapes(*shapes, is_mean)
+    return LossShapes(shapes[0], shapes[1], is_mean)
 
 
 def weight_from_labels(loss_fn: LossFn | None, outputs: Any, labels: Any) -> jax.Array:

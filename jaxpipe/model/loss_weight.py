@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 
 Tree = Any
@@ -61,7 +62,7 @@ def without(function: Callable[[Tree, Tree], jax.Array], unused: Tree, used: Tre
         needed.update(atom for atom in equation.invars if not isinstance(atom, Literal))
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(unused)]
     arguments = [*zeros, *jax.tree.leaves(used)]
-    return jax.core.eval_jaxpr(jaxpr.replace(eqns=kept[::-1]), traced.consts, *arguments)[0]
+    return eval_jaxpr(jaxpr.replace(eqns=kept[::-1]), traced.consts, *arguments)[0]
 
 
 def _open(jaxpr: Any) -> Any:
