@@ -172,7 +172,7 @@ def test_what_is_refused():
         (lambda y: y, r"a value float32\[4,5,7\], which is not a .*\.mean\(\)"),
         (lambda y: True, r"a value bool\[\], which is not a floating-point scalar"),
         (lambda y: 3, r"a value int32\[\]"),
-        (lambda y: y.sum() * 1j, r"a value complex64\[\]"),
+        (lambda y: y.sum().astype(jnp.complex64), r"a value complex64\[\]"),
         (lambda y: np.array(None), "a value array.None.*not a number"),
         (lambda y: Weighted(y, 1), r"Weighted with the total float32\[4,5,7\]"),
         (lambda y: Weighted(y.argmax(), 1), r"Weighted with the total int32\[\]"),
