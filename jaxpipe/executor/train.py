@@ -49,7 +49,7 @@ def value_and_grad(
     shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval)
     stages = make_stages(storage, shapes)
     outputs = shapes[-1].outputs
-    terms = storage.module.loss_shapes(outputs, micro_batch_avals(labels, mesh))
+    terms = storage.module.loss_shapes(outputs, micro_batch_avals(labels, mesh), mesh)
     forward, backward = Codec([s.inputs for s in stages[1:]]), Codec([split_inexact(s.inputs)[0] for s in stages[1:]])
     starts = jnp.asarray(storage.boundaries[:-1], jnp.int32)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.errors import DataError, LossError
+from jaxpipe.mesh import DATA, manual_axes
 from jaxpipe.model import loss_weight
 from jaxpipe.model.shapes import describe, sum_dtype
 
@@ -101,13 +102,14 @@ def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, axes: Sequenc
 
     Args:
       outputs, labels: abstract values.
-      axes: mesh axes that `loss_fn` may name in a collective, with their sizes.
+      mesh: whose axes `loss_fn` may name; None: "data" is an axis of one device.
 
     Raises:
       LossError: `loss_fn` returns something else, or the weight depends on the outputs. DataError: it needs labels, and
         there are none.
     """
     is_mean = True
+    axes = [(DATA, 1)] if mesh is None else [(axis, mesh.shape[axis]) for axis in sorted(manual_axes(mesh))]
 
     def terms(outputs: Any, labels: Any) -> Any:
         nonlocal is_mean
@@ -115,7 +117,7 @@ def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, axes: Sequenc
         return total, weight
 
     try:
-        traced, shapes = jax.make_jaxpr(terms, axis_env=list(axes), return_shape=True)(outputs, labels)
+        traced, shapes = jax.make_jaxpr(terms, axis_env=axes, return_shape=True)(outputs, labels)
     except LossError:
         raise
     except Exception as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model import keys, partition
@@ -109,13 +110,15 @@ class PipelineModule:
             x = y
         return found
 
-    def loss_shapes(self, outputs: Tree, labels: Tree) -> LossShapes:
+    def loss_shapes(self, outputs: Tree, labels: Tree, mesh: Mesh | None = None) -> LossShapes:
         """Shapes of the loss terms of one micro-batch, from those of outputs and labels.
+
+        `mesh` has the axes that `loss_fn` may name.
 
         Raises:
           LossError: `loss_fn` returns something else. DataError: it needs labels, and there are none.
         """
-        return loss_shapes(self.loss_fn, outputs, labels)
+        return loss_shapes(self.loss_fn, outputs, labels, mesh)
 
     def partition(self, num_stages: int, example: Tree) -> tuple[int, ...]:
         """Boundaries of the stages, `num_stages + 1` ascending layer indices from 0 to the number of layers.

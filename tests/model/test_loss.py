@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxpipe import Weighted
+from jaxpipe import Weighted, make_mesh
 from jaxpipe.errors import DataError, LossError
 from jaxpipe.model.loss import call, loss_shapes, over, weight_from_labels
 
@@ -205,7 +205,7 @@ def test_axes_of_the_mesh_are_known():
     def loss(y, t):
         return Weighted(y.sum(), jax.lax.all_gather(mask_sum(t), "data").sum() / jax.lax.axis_size("data"))
 
-    assert not loss_shapes(loss, OUTPUTS, LABELS, [("data", 4)]).is_mean
+    assert not loss_shapes(loss, OUTPUTS, LABELS, make_mesh(pipe=2, data=4)).is_mean
 
 
 def test_one_rule_for_total_over_weight():
