@@ -103,8 +103,7 @@ class Engine:
             largest one, and rows that a smaller one does not have are zeros.
           compute_loss: without it only the outputs are returned.
           reduce_output: "avg" is the loss of all micro-batches as one batch, "sum" the sum over micro-batches, None one
-            value per micro-batch, [M]. Of a `Weighted` loss: all totals over all weights; the sum of the values; total /
-            weight of each. It is 0 where the weight is 0.
+            value per micro-batch, [M]. (Of a `Weighted` loss see `Pipeline.evaluate`.)
           bcast_loss: loss and metrics are on all devices; otherwise on those of the last rank only.
           num_micro_batches: M of this call; that of training by default.
           return_metrics: also return the metrics of `loss_fn`, a dict, each joined by its own rule; see `jaxpipe.metrics`.

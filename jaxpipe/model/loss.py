@@ -97,7 +97,7 @@ def loss_terms(loss_fn: LossFn | None, outputs: Any, labels: Any) -> LossTerms:
     return LossTerms(total, jnp.ones((), total.dtype), metrics, True)
 
 
-def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, axes: Sequence[tuple[str, int]] = ()) -> LossShapes:
+def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, mesh: Mesh | None = None) -> LossShapes:
     """Shapes of the loss terms of one micro-batch on one data rank; nothing is computed.
 
     Args:
