@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxpipe.errors import DataError, LossError
 from jaxpipe.mesh import DATA, manual_axes
