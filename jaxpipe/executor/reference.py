@@ -94,7 +94,8 @@ def _whole_loss(module: PipelineModule, num_data_ranks: int) -> Any:
             return None, _total_and_weight(out if loss_fn is None else loss_fn(out, y))
 
         count = jax.tree.leaves(inputs)[0].shape[0] * num_data_ranks
-        _, (totals, weights) = jax.lax.scan(part, None, jnp.arange(count, dtype=jnp.int32))
+        # In reverse, so that the derivative, which goes the other way, adds up from the first micro-batch to the last.
+        _, (totals, weights) = jax.lax.scan(part, None, jnp.arange(count, dtype=jnp.int32), reverse=True)
         total, weight = totals.sum(), weights.sum()
         return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight)), weight
 
