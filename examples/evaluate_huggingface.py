@@ -33,7 +33,9 @@ def loss_fn(logits: jax.Array, labels: jax.Array) -> Any:
     real = labels >= 0
     each = optax.softmax_cross_entropy_with_integer_labels(logits, jax.numpy.maximum(labels, 0))
     count = real.sum()
-    return ((each * real).sum(), count), {"accuracy": (((logits.argmax(-1) == labels) & real).sum(), count)}
+    return jaxpipe.Weighted((each * real).sum(), count), {
+        "accuracy": (((logits.argmax(-1) == labels) & real).sum(), count)
+    }
 
 
 def load(folder: Path) -> tuple[jaxpipe.PipelineModule, list[Any]]:

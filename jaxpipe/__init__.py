@@ -16,6 +16,7 @@ from jaxpipe.model import metrics as metrics
 from jaxpipe.model.layers import Layer as Layer
 from jaxpipe.model.layers import LayerSpec as LayerSpec
 from jaxpipe.model.layers import TiedLayerSpec as TiedLayerSpec
+from jaxpipe.model.loss import Weighted as Weighted
 from jaxpipe.model.module import PipelineModule as PipelineModule
 from jaxpipe.pipeline import Pipeline as Pipeline
 from jaxpipe.training.config import Config as Config

@@ -102,7 +102,7 @@ class Engine:
             largest one, and rows that a smaller one does not have are zeros.
           compute_loss: without it only the outputs are returned.
           reduce_output: "avg" is the loss of all micro-batches as one batch, "sum" the sum over micro-batches, None one
-            value per micro-batch, [M].
+            value per micro-batch, [M]. (Of a `Weighted` loss see `Pipeline.evaluate`.)
           bcast_loss: loss and metrics are on all devices; otherwise on those of the last rank only.
           num_micro_batches: M of this call; that of training by default.
           return_metrics: also return the metrics of `loss_fn`, a dict, each joined by its own rule; see `jaxpipe.metrics`.
@@ -128,8 +128,8 @@ class Engine:
     ) -> dict[str, Any]:
         """Evaluates a whole data set.
 
-        The mean is taken over all rows of the data set (with a (sum, weight) loss over all weights), however unlike the
-        micro-batches are in size. While a batch runs, the next one is on its way to the devices.
+        The mean is taken over all rows of the data set (of a `Weighted` loss: all totals over all weights), however unlike
+        the micro-batches are in size. While a batch runs, the next one is on its way to the devices.
 
         Args:
           data_iter: yields micro-batches (inputs, labels), of any number of rows; an iterator or anything that makes one,
@@ -143,7 +143,7 @@ class Engine:
           `{"loss": ..., name of each metric: ...}`, Python numbers, numpy arrays where a metric is an array.
 
         Raises:
-          DataError: there is no data, or it does not fit.
+          DataError: there is no data, or it does not fit, or the weights of a `Weighted` loss add up to 0 over all of it.
         """
         has_loss = self.pipe.module.loss_fn is not None or metrics is None
         options = Options(loss=has_loss, metrics=True, metrics_fn=metrics, reduce_output=None, raw=True)

@@ -213,6 +213,8 @@ class Pipeline:
           return_logits: also return the outputs of every micro-batch.
           compute_loss: without it only outputs are returned, and neither labels nor a `loss_fn` are needed.
           reduce_output: "avg" is the loss of the whole batch, "sum" the sum over micro-batches, None one value each, [M].
+            Of a `Weighted` loss: all totals over all weights; the sum of the values; total / weight of each. It is 0 where
+            the weight is 0.
           num_micro_batches: if given, M must be this.
           bcast_loss: False leaves loss and metrics on the devices of the last rank; the program then has no broadcast.
           return_metrics: also return the metrics that `loss_fn` gives beside the loss, each joined over the whole batch by

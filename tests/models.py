@@ -58,11 +58,11 @@ def cross_entropy(logits, labels):
 
 
 def masked_cross_entropy(logits, labels):
-    """(sum, weight): labels below 3 do not count."""
+    """Labels below 3 do not count."""
     logs = jax.nn.log_softmax(logits)
     each = -jnp.take_along_axis(logs, labels[..., None], -1)[..., 0]
     mask = (labels >= 3).astype(each.dtype)
-    return (each * mask).sum(), mask.sum()
+    return jaxpipe.Weighted((each * mask).sum(), mask.sum())
 
 
 def tied(partition="uniform", loss=cross_entropy, num_blocks=6):

@@ -11,6 +11,7 @@ from jaxpipe.errors import DataError
 from jaxpipe.evaluation.evaluator import Batch, Evaluator, Params
 from jaxpipe.executor.batch import check_batch
 from jaxpipe.executor.evaluate import Options
+from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
 from jaxpipe.training import data
 from jaxpipe.training.checks import is_count
@@ -92,7 +93,13 @@ def evaluate(
             fetch()
     if sums is None:
         raise DataError("data_iter has ended: there is nothing to evaluate. Make a fresh one for each call.")
-    result = {} if sums[0] is None else {"loss": _loss(sums)}
+    loss = _loss(sums)
+    if sums[0] is not None and loss is None:
+        raise DataError(
+            "The weights that loss_fn returns add up to 0 over all of the data, so there is no mean loss. Pass data in "
+            "which something counts; see jaxpipe.Weighted."
+        )
+    result = {} if loss is None else {"loss": loss}
     result |= {name: _plain(joined.finish()) for name, joined in sums[1].items()}
     return result | {name: np.concatenate(parts) for name, parts in rows.items()}
 
@@ -116,8 +123,8 @@ def _plus(a: Sums, b: Sums) -> Sums:
 
 
 def _loss(sums: Sums) -> float | None:
-    """Total over weight; NaN if nothing counted."""
-    return None if sums[0] is None else float(sums[0][0] / sums[0][1]) if sums[0][1] else float("nan")
+    """Total over weight; None where no loss is wanted, or nothing has counted."""
+    return float(over(*sums[0])) if sums[0] is not None and sums[0][1] != 0 else None
 
 
 def _plain(value: Any) -> Any:

@@ -74,7 +74,7 @@ def _rows(batch: Batch, rows: np.ndarray) -> Batch:
         if isinstance(leaf, Tracer):
             raise DataError(
                 f"Inside jit the rows of a micro-batch must be a multiple of the data ranks; {leaf.shape[1]} are not. Call "
-                "evaluate outside of jit, or pad the batch and let loss_fn return (sum, weight)."
+                "evaluate outside of jit, or pad the batch and let loss_fn return jaxpipe.Weighted."
             )
         return leaf[:, rows] if isinstance(leaf, jax.Array) else np.asarray(leaf)[:, rows]
 

@@ -90,7 +90,7 @@ def evaluate(
     labels_aval = micro_batch_avals(labels, mesh)
     rows = jax.tree.leaves(micro_batch_avals(inputs, mesh))[0].shape[0]
     if options.loss:
-        storage.module.loss_shapes(made, labels_aval)  # its errors say more than those of the trace below
+        storage.module.loss_shapes(made, labels_aval, mesh)  # its errors say more than those of the trace below
     if options.outputs and not all(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(made)):
         raise LossError(
             f"Outputs can be returned if their first dim is the rows of the micro-batch ({rows} on each data rank), but "

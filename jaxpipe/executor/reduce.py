@@ -83,9 +83,13 @@ def assemble(storage: Storage, params: Params) -> Params:
     }
 
 
-def disassemble(storage: Storage, mesh: Mesh, grads: Params, weight: jax.Array) -> Params:
+def disassemble(storage: Storage, mesh: Mesh, grads: Params, counted: jax.Array | None = None) -> Params:
     """The transpose of `assemble`: sums a rank's gradients over data ranks, and those of shared layers over ranks too
-    (which is what tied weights need), and divides by the total weight of the loss."""
+    (which is what tied weights need).
+
+    Args:
+      counted: if false, all gradients are zeros, whatever they were (zero times infinity, say); None: as they are.
+    """
 
     def scatter(leaf: jax.Array, dim: int) -> jax.Array:
         if pipe_size(mesh) == 1:
@@ -101,5 +105,7 @@ def disassemble(storage: Storage, mesh: Mesh, grads: Params, weight: jax.Array) 
         "shared": {n: jax.tree.map(scatter, grads["shared"][n], s.split) for n, s in storage.shared.items()},
     }
     leaves, rebuild = split_inexact(stored)
-    mean = rebuild([leaf / weight.astype(leaf.dtype) for leaf in total(leaves, mesh, DATA)])
-    return jax.tree.map(lambda g, a: g.astype(a.dtype), mean, storage.shapes())
+    leaves = total(leaves, mesh, DATA)
+    if counted is not None:
+        leaves = [jnp.where(counted, leaf, jnp.zeros_like(leaf)) for leaf in leaves]
+    return jax.tree.map(lambda g, a: g.astype(a.dtype), rebuild(leaves), storage.shapes())

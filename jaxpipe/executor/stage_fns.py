@@ -126,9 +126,18 @@ class StageProgram:
         return dy, grads
 
     def loss_and_grad(
-        self, params: Params, micro_batch: MicroBatch, first_layer: jax.Array, buffers: Buffers, grads: Params
-    ) -> tuple[jax.Array, jax.Array, Leaves, Params]:
-        """Runs the tail of the last stage: (sum, weight, gradient of the tail's input, grads with the tail's added)."""
+        self,
+        params: Params,
+        micro_batch: MicroBatch,
+        first_layer: jax.Array,
+        buffers: Buffers,
+        grads: Params,
+        seed: jax.Array,
+    ) -> tuple[jax.Array, Leaves, Params]:
+        """Runs the tail of the last stage: (total of the loss, gradient of the tail's input, grads with the tail's added).
+
+        `seed` is the gradient of the mean loss by this total: what the backward pass starts from.
+        """
         if self._tail_known:
             x = micro_batch.inputs
         else:
@@ -139,13 +148,13 @@ class StageProgram:
         param_leaves, with_params = split_inexact(held)
         x_leaves, with_x = split_inexact(x)
 
-        def loss(param_leaves: Leaves, x_leaves: Leaves) -> tuple[jax.Array, jax.Array]:
+        def loss(param_leaves: Leaves, x_leaves: Leaves) -> jax.Array:
             y = _run(self.tail, with_params(param_leaves), with_x(x_leaves), keys, train=True)
-            terms = loss_terms(self.loss_fn, y, micro_batch.labels)
-            return terms.total, terms.weight
+            return loss_terms(self.loss_fn, y, micro_batch.labels).total
 
-        (total, weight), (dparams, dx) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(param_leaves, x_leaves)
-        return total, weight, dx, add(grads, self.tail, 0, held, dparams)
+        total, pullback = jax.vjp(loss, param_leaves, x_leaves)
+        dparams, dx = pullback(seed)
+        return total, dx, add(grads, self.tail, 0, held, dparams)
 
     def _is_known(self, number: int) -> bool:
         return self.stage.is_first and number == 0 and self.segments[0].repeats == 1

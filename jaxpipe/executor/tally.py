@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
-from jaxpipe.model.loss import LossFn, loss_terms
+from jaxpipe.model.loss import LossFn, call, loss_terms, over
 from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
 from jaxpipe.model.shapes import avals
 
@@ -60,7 +60,7 @@ class Tally:
             return scored, {}
         made = as_metrics(found)
         if self.metrics_fn is not None:
-            more = as_metrics(self.metrics_fn(outputs, labels))
+            more = as_metrics(call("metrics", self.metrics_fn, outputs, labels))
             if twice := sorted(made.keys() & more.keys()):
                 raise LossError(
                     f"The metrics {twice} come from both loss_fn and metrics=. Rename them in one of the two."
@@ -134,11 +134,11 @@ class Tally:
 
 
 def loss_of(terms: tuple[Any, Any], reduce_output: str | None) -> Any:
-    """Sums and weights per micro-batch -> the loss, a scalar or [M]."""
+    """Totals and weights per micro-batch, summed over data ranks -> the loss, a scalar or [M]."""
     total, weight = terms
     if reduce_output == "avg":
-        return total.sum() / weight.sum()
-    each = jnp.where(weight > 0, total / jnp.where(weight > 0, weight, 1), 0)  # nothing counted: no loss
+        return over(total.sum(), weight.sum())
+    each = over(total, weight)
     return each.sum() if reduce_output == "sum" else each
 
 

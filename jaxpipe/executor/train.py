@@ -15,8 +15,9 @@ from jaxpipe.executor.unit import split_inexact
 from jaxpipe.executor.wire import Codec
 from jaxpipe.lowering.program import Program
 from jaxpipe.lowering.routes import BACKWARD, FORWARD
-from jaxpipe.mesh import DATA, PIPE, manual_axes
+from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes
 from jaxpipe.model import keys
+from jaxpipe.model.loss import LossFn, LossShapes, over, weight_from_labels
 from jaxpipe.model.shapes import aval, sum_dtype
 from jaxpipe.model.stages import Stage, make_stages
 from jaxpipe.model.storage import Storage
@@ -47,7 +48,8 @@ def value_and_grad(
     key_aval = None if key is None else aval(key)
     shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval)
     stages = make_stages(storage, shapes)
-    total_aval, weight_aval = storage.module.loss_shapes(shapes[-1].outputs, micro_batch_avals(labels, mesh))
+    outputs = shapes[-1].outputs
+    terms = storage.module.loss_shapes(outputs, micro_batch_avals(labels, mesh), mesh)
     forward, backward = Codec([s.inputs for s in stages[1:]]), Codec([split_inexact(s.inputs)[0] for s in stages[1:]])
     starts = jnp.asarray(storage.boundaries[:-1], jnp.int32)
 
@@ -55,6 +57,8 @@ def value_and_grad(
         rank, data_rank = rank[0], data_rank[0]
         params = reduce.assemble(storage, params)
         first_layer = starts[rank]
+        weight = _total_weight(storage.module.loss_fn, terms, outputs, inputs, labels, mesh)
+        seed = over(jnp.ones_like(weight), weight)
         store = Store()
         programs, program_ids = _distinct(
             stages, lambda stage: StageProgram(stage, params, store, remat, storage.module.loss_fn, key_aval)
@@ -78,34 +82,33 @@ def value_and_grad(
                 return {"buffers": buffers}, sent
 
             def run_backward(state: Any, inbox: loop.Inbox, now: loop.Now) -> Any:
-                mb, buffers, grads = micro_batch(now), state["buffers"], state["grads"]
-                total, weight = state["total"], state["weight"]
+                mb, buffers, grads, total = micro_batch(now), state["buffers"], state["grads"], state["total"]
                 if stage.is_last:
-                    t, w, dy, grads = stage_program.loss_and_grad(params, mb, first_layer, buffers, grads)
-                    total, weight = total + t, weight + w
+                    found, dy, grads = stage_program.loss_and_grad(params, mb, first_layer, buffers, grads, seed)
+                    total = total + found
                 else:
                     like = split_inexact(stage.outputs)[0]
                     dy = backward.decode(loop.message(program, inbox, BACKWARD, now), like)
                 dx, grads = stage_program.backward(params, dy, mb, first_layer, buffers, grads)
-                changed = {"grads": grads, "total": total, "weight": weight}
+                changed = {"grads": grads, "total": total}
                 if poison:
                     changed["buffers"] = {n: b.at[now.saved].set(_spoil(b[now.saved])) for n, b in buffers.items()}
                 return changed, {} if stage.is_first else {BACKWARD: backward.encode(dx)}
 
             if kind == "F":
                 return run_forward, ("buffers",)
-            return run_backward, ("grads", "total", "weight", *(["buffers"] if poison else []))
+            return run_backward, ("grads", "total", *(["buffers"] if poison else []))
 
         state = {
             "buffers": store.allocate(program.saved_slots, poison),
             "grads": jax.tree.map(_accumulator, params),
-            "total": jnp.zeros((), total_aval.dtype),
-            "weight": jnp.zeros((), weight_aval.dtype),
+            "total": jnp.zeros((), terms.total.dtype),
         }
         wires = loop.Wires(forward.spec, backward.spec)
         state = loop.run(program, rank, branch_of, program_ids, state, wires, poison=poison)
-        total, weight = reduce.total((state["total"], state["weight"]), mesh, PIPE, DATA)
-        return total / weight, reduce.disassemble(storage, mesh, state["grads"], weight)
+        total = reduce.total(state["total"], mesh, PIPE, DATA)
+        counted = None if terms.is_mean else weight != 0
+        return over(total, weight), reduce.disassemble(storage, mesh, state["grads"], counted)
 
     specs = (storage.specs, P(PIPE), P(DATA) if DATA in mesh.axis_names else P())
     return jax.shard_map(
@@ -117,6 +120,25 @@ def value_and_grad(
         # Unchecked, so that users' layers need not annotate what varies; gradients are then summed in `reduce`, once.
         check_vma=False,
     )(params, *_ranks(mesh), inputs, labels, key)
+
+
+def _total_weight(
+    loss_fn: LossFn | None, terms: LossShapes, outputs: Tree, inputs: Tree, labels: Tree, mesh: Mesh
+) -> jax.Array:
+    """The weight of all micro-batches on all data ranks, from the labels alone.
+
+    It is known before the loop, so that the backward passes can start from its reciprocal: they need not be linear in
+    their cotangents (one may clip or round them), and then dividing at the end would give other gradients.
+    """
+    num_micro_batches = jax.tree.leaves(inputs)[0].shape[0]
+    if terms.is_mean:
+        return jnp.full((), num_micro_batches * data_size(mesh), terms.weight.dtype)
+
+    def add(m: jax.Array, weight: jax.Array) -> jax.Array:
+        return weight + weight_from_labels(loss_fn, outputs, pick(labels, m))
+
+    start = jnp.zeros((), terms.weight.dtype)
+    return reduce.total(jax.lax.fori_loop(0, num_micro_batches, add, start), mesh, DATA)
 
 
 def _ranks(mesh: Mesh) -> tuple[jax.Array, jax.Array]:

@@ -185,14 +185,36 @@ def _same_entry(a: Any, b: Any) -> bool:
     return same_value(a, b)
 
 
+def bind_alone(entry: Any, index: int) -> BoundLayer:
+    """Adapts one entry of a layer list by itself; `bind` shares the result with equal entries.
+
+    Raises:
+      LayerError: the entry is not a layer.
+    """
+    from jaxpipe.model import flax_adapters
+
+    flax_adapters.reject_built_module(entry, index)
+    if isinstance(entry, LayerSpec):
+        layer = _from_spec(entry, index)
+    elif isinstance(entry, Layer):
+        layer = _from_layer(entry)
+    elif callable(entry) and not inspect.isclass(entry):
+        layer = _from_callable(entry)
+    else:
+        raise LayerError(
+            f"Layer {index} is {entry!r}. A layer is a jaxpipe.Layer(init, apply), a jaxpipe.LayerSpec(module_class, "
+            "...), a jaxpipe.TiedLayerSpec, or any other callable (a layer without parameters)."
+        )
+    tie = entry.key if isinstance(entry, TiedLayerSpec) else None
+    return BoundLayer(layer.name, layer.init, layer.apply, layer.uses_key, tie, entry)
+
+
 def bind(entries: Iterable[Any]) -> tuple[BoundLayer, ...]:
     """Adapts every entry of a layer list; equal entries get the same `BoundLayer` object.
 
     Raises:
       LayerError: an entry is not a layer, or two uses of one tie key disagree.
     """
-    from jaxpipe.model import flax_adapters
-
     bound: list[BoundLayer] = []
     owners: dict[str, tuple[int, TiedLayerSpec]] = {}
     for index, entry in enumerate(entries):
@@ -200,28 +222,14 @@ def bind(entries: Iterable[Any]) -> tuple[BoundLayer, ...]:
         if known is not None:
             bound.append(known)
             continue
-        flax_adapters.reject_built_module(entry, index)
-        tie = None
         if isinstance(entry, TiedLayerSpec):
-            tie = entry.key
-            first, owner = owners.setdefault(tie, (index, entry))
+            first, owner = owners.setdefault(entry.key, (index, entry))
             if not same_value((owner.target, owner.args, owner.kwargs), (entry.target, entry.args, entry.kwargs)):
                 raise LayerError(
-                    f"Layers {first} and {index} are tied by the key {tie!r} but differ: {owner!r} and {entry!r}. All "
-                    "uses of one key name the same target and arguments; give them different forward_fn instead."
+                    f"Layers {first} and {index} are tied by the key {entry.key!r} but differ: {owner!r} and {entry!r}. "
+                    "All uses of one key name the same target and arguments; give them different forward_fn instead."
                 )
-        if isinstance(entry, LayerSpec):
-            layer = _from_spec(entry, index)
-        elif isinstance(entry, Layer):
-            layer = _from_layer(entry)
-        elif callable(entry) and not inspect.isclass(entry):
-            layer = _from_callable(entry)
-        else:
-            raise LayerError(
-                f"Layer {index} is {entry!r}. A layer is a jaxpipe.Layer(init, apply), a jaxpipe.LayerSpec(module_class, "
-                "...), a jaxpipe.TiedLayerSpec, or any other callable (a layer without parameters)."
-            )
-        bound.append(BoundLayer(layer.name, layer.init, layer.apply, layer.uses_key, tie, entry))
+        bound.append(bind_alone(entry, index))
     if not bound:
         raise LayerError("The layer list is empty. A pipeline needs at least one layer.")
     return tuple(bound)

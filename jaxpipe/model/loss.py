@@ -1,20 +1,48 @@
-"""What a `loss_fn` may return, brought into one form: (sum, weight, metrics)."""
+"""What a `loss_fn` may return, brought into one form: (total, weight, metrics)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from jaxpipe.errors import LossError
+from jaxpipe.errors import DataError, LossError
+from jaxpipe.mesh import DATA, manual_axes
+from jaxpipe.model import loss_weight
 from jaxpipe.model.shapes import describe, sum_dtype
 
 LossFn = Callable[[Any, Any], Any]
 
 _RULE = (
-    "loss_fn(outputs, labels) returns a scalar mean, or (sum, weight) for an exact weighted mean; either may be the first "
-    'of a pair with a dict of metrics, or the entry "loss" of a dict with them.'
+    "loss_fn(outputs, labels) returns a scalar mean, or jaxpipe.Weighted(total, weight) for an exactly weighted mean; "
+    'either may be the first of a pair with a dict of metrics, or the entry "loss" of a dict with them.'
 )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Weighted:
+    """What a `loss_fn` returns whose mean is not over rows, but over tokens that count, say.
+
+    The loss of any set of micro-batches and data ranks is (sum of their totals) / (sum of their weights), and 0 where the
+    sum of the weights is 0.
+
+        def loss_fn(logits, labels):
+            mask = labels >= 0
+            each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jaxpipe.Weighted((each * mask).sum(), mask.sum())
+
+    Attributes:
+      total: a floating-point scalar, the sum of the losses of what counts.
+      weight: a real scalar (a float, an integer or a boolean; it may be negative), how much counts. It may depend on the
+        labels and on the shapes of the outputs, and not on the values of the outputs: it is a constant to the gradient.
+    """
+
+    total: Any
+    weight: Any
 
 
 class LossTerms(NamedTuple):
@@ -33,44 +61,155 @@ class LossTerms(NamedTuple):
     is_mean: bool
 
 
+class LossShapes(NamedTuple):
+    """Abstract values of the terms of one micro-batch on one data rank; `is_mean` as in `LossTerms`."""
+
+    total: jax.ShapeDtypeStruct
+    weight: jax.ShapeDtypeStruct
+    is_mean: bool
+
+
 def loss_terms(loss_fn: LossFn | None, outputs: Any, labels: Any) -> LossTerms:
     """The loss of one micro-batch on one data rank.
 
     The weight is a constant to the derivative. Without a `loss_fn` the outputs are the loss.
 
     Raises:
-      LossError: the result is none of the allowed forms.
+      LossError: the result is none of the allowed forms. What `loss_fn` itself raises passes, with a note.
     """
     if loss_fn is None and not hasattr(outputs, "shape"):
         raise LossError(
             f"The module has no loss_fn, so what its last layer returns is the loss, but that is {describe(outputs)}. Give "
             "PipelineModule a loss_fn, or evaluate with compute_loss=False."
         )
-    result = outputs if loss_fn is None else loss_fn(outputs, labels)
+    result = outputs if loss_fn is None else call("loss_fn", loss_fn, outputs, labels)
     metrics: dict[str, Any] = {}
-    if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], dict):
-        result, metrics = result
-    elif isinstance(result, dict) and "loss" in result:
+    if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], Mapping):
+        result, metrics = result[0], dict(result[1])
+    elif isinstance(result, Mapping) and "loss" in result:
         metrics = {name: value for name, value in result.items() if name != "loss"}
         result = result["loss"]
     if isinstance(result, (tuple, list)):
-        if len(result) != 2:
-            raise LossError(f"loss_fn returned a {type(result).__name__} of {len(result)} values. {_RULE}")
-        total = _scalar(result[0], "the sum")
-        weight = jax.lax.stop_gradient(jnp.asarray(result[1]).astype(total.dtype))
-        return LossTerms(total, _scalar(weight, "the weight"), metrics, False)
-    total = _scalar(result, "a value")
+        raise LossError(_not_one_loss(result))
+    if isinstance(result, Weighted):
+        total = _total(result.total, "Weighted with the total")
+        return LossTerms(total, jax.lax.stop_gradient(_weight(result.weight, total.dtype)), metrics, False)
+    total = _total(result, "a value")
     return LossTerms(total, jnp.ones((), total.dtype), metrics, True)
 
 
-def _scalar(value: Any, what: str) -> jax.Array:
-    if not hasattr(value, "shape") and not isinstance(value, (int, float)):
-        raise LossError(f"loss_fn returned {what} of type {type(value).__name__}. {_RULE}")
-    value = jnp.asarray(value)
-    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        hint = " Reduce it, for example with .mean()." if value.shape else ""
+def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, mesh: Mesh | None = None) -> LossShapes:
+    """Shapes of the loss terms of one micro-batch on one data rank; nothing is computed.
+
+    Args:
+      outputs, labels: abstract values.
+      mesh: whose axes `loss_fn` may name; None: "data" is an axis of one device.
+
+    Raises:
+      LossError: `loss_fn` returns something else, or the weight depends on the outputs. DataError: it needs labels, and
+        there are none.
+    """
+    is_mean = True
+    axes = [(DATA, 1)] if mesh is None else [(axis, mesh.shape[axis]) for axis in sorted(manual_axes(mesh))]
+
+    def terms(outputs: Any, labels: Any) -> Any:
+        nonlocal is_mean
+        total, weight, _, is_mean = loss_terms(loss_fn, outputs, labels)
+        return total, weight
+
+    try:
+        traced, shapes = jax.make_jaxpr(terms, axis_env=axes, return_shape=True)(outputs, labels)
+    except LossError:
+        raise
+    except Exception as error:
+        if jax.tree.leaves(labels):
+            raise
+        text = str(error).strip().splitlines()
+        raise DataError(
+            f"The labels are {labels!r}, but loss_fn needs them: {type(error).__name__}: "
+            f"{text[0].rstrip('.') if text else 'no message'}. Pass labels, or (in evaluation) compute_loss=False."
+        ) from error
+    if loss_weight.depends(traced, range(len(jax.tree.leaves(outputs))))[1]:
         raise LossError(
-            f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar.{hint} {_RULE}"
+            "loss_fn returned a jaxpipe.Weighted whose weight depends on the outputs of the model. The weight is a "
+            "constant to the gradient, so a part of that would be lost. Compute the weight from the labels (a mask can be "
+            "one of them), or divide inside loss_fn and return the mean."
         )
+    return LossShapes(shapes[0], shapes[1], is_mean)
+
+
+def weight_from_labels(loss_fn: LossFn | None, outputs: Any, labels: Any) -> jax.Array:
+    """The weight of one micro-batch on one data rank, without its outputs.
+
+    Args:
+      outputs: abstract values. The weight does not depend on them, see `loss_shapes`.
+      labels: arrays.
+    """
+    return loss_weight.without(lambda y, t: loss_terms(loss_fn, y, t).weight, outputs, labels)
+
+
+def over(total: Any, weight: Any) -> Any:
+    """total / weight, and 0 where the weight is 0: nothing counted. The one rule of every weighted mean."""
+    xp: Any = jnp if isinstance(total, jax.Array) else np  # on the host, in float64, between the batches of a data set
+    counted = weight != 0
+    return xp.where(counted, total / xp.where(counted, weight, xp.ones_like(weight)), xp.zeros_like(total))
+
+
+def call(name: str, function: LossFn, outputs: Any, labels: Any) -> Any:
+    """`function(outputs, labels)`; an exception of the user's own stays as it is, with a note that says where."""
+    if not callable(function):
+        raise LossError(f"{name} is {function!r}, which cannot be called. Pass a function of (outputs, labels).")
+    try:
+        return function(outputs, labels)
+    except Exception as error:
+        error.add_note(f"Raised by {name}(outputs, labels) with outputs {_shown(outputs)} and labels {_shown(labels)}.")
+        raise
+
+
+def _shown(tree: Any) -> str:
+    try:
+        return describe(tree)
+    except Exception:  # leaves that are no arrays: this is only a note on another error
+        return f"{tree!r:.200}"
+
+
+def _not_one_loss(result: Sequence[Any]) -> str:
+    kind = f"a {type(result).__name__} of {len(result)} values"
+    if len(result) == 2 and all(isinstance(a, int | float) or getattr(a, "shape", None) == () for a in result):
+        return (
+            "loss_fn returned a pair of scalars, which is ambiguous: (loss, accuracy) or (sum, weight)? Write "
+            'jaxpipe.Weighted(total, weight) for a weighted mean, or (loss, {"accuracy": ...}) for a loss and a metric.'
+        )
+    return f"loss_fn returned {kind}. {_RULE}"
+
+
+def _array(value: Any, what: str) -> jax.Array:
+    if not hasattr(value, "shape") and not isinstance(value, (bool, int, float, complex)):
+        raise LossError(f"loss_fn returned {what} of type {type(value).__name__}. {_RULE}")
+    try:
+        value = jnp.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LossError(f"loss_fn returned {what} {value!r:.200}, which is not a number for JAX. {_RULE}") from error
+    if value.shape:
+        raise LossError(
+            f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar. Reduce it, for example with "
+            f".mean(). {_RULE}"
+        )
+    return value
+
+
+def _total(value: Any, what: str) -> jax.Array:
+    value = _array(value, what)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise LossError(f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar. {_RULE}")
     # Sums over micro-batches: in bfloat16 a count would stop at 256.
     return value.astype(sum_dtype(value.dtype))
+
+
+def _weight(value: Any, dtype: Any) -> jax.Array:
+    what = "Weighted with the weight"
+    value = _array(float(value) if type(value) is int and abs(value) < 2**100 else value, what)
+    real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    if not real and value.dtype != bool:
+        raise LossError(f"loss_fn returned {what} {describe(value)}, which is not a real scalar. {_RULE}")
+    return value.astype(dtype)

@@ -4,7 +4,7 @@
         hit = logits.argmax(-1) == labels
         return loss, {
             "accuracy": hit.mean(),                            # a plain value: Mean
-            "token_accuracy": ((hit * mask).sum(), mask.sum()),  # a pair: WeightedMean
+            "token_accuracy": ((hit * mask).sum(), mask.sum()),  # a pair, or jaxpipe.Weighted: WeightedMean
             "worst": jaxpipe.metrics.Max(each.max()),
             "prediction": jaxpipe.metrics.Concat(logits.argmax(-1)),
         }
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.errors import LossError
+from jaxpipe.model.loss import Weighted, over
 from jaxpipe.model.shapes import describe, sum_dtype
 
 __all__ = ["Concat", "Joined", "Max", "Mean", "Metric", "Min", "Sum", "WeightedMean", "as_metrics"]
@@ -63,7 +64,7 @@ class Mean(Metric):
 
     @staticmethod
     def finish(terms: Terms) -> Any:
-        return _ratio(*terms)
+        return over(*terms)
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +81,7 @@ class WeightedMean(Metric):
 
     @staticmethod
     def finish(terms: Terms) -> Any:
-        return _ratio(*terms)
+        return over(*terms)
 
 
 @jax.tree_util.register_dataclass
@@ -163,6 +164,8 @@ def as_metrics(found: Any) -> dict[str, Metric]:
             raise LossError('A metric cannot be named "loss": that is the name of the loss itself.')
         if isinstance(value, (tuple, list)) and len(value) == 2:
             value = WeightedMean(*value)
+        elif isinstance(value, Weighted):
+            value = WeightedMean(value.total, value.weight)
         elif not isinstance(value, Metric):
             value = Mean(value)
         for part in (value.value, value.weight) if isinstance(value, WeightedMean) else (value.value,):
@@ -192,9 +195,3 @@ def _summable(value: Any) -> jax.Array:
 def _floating(value: Any) -> jax.Array:
     value = _summable(value)
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.zeros(()).dtype)
-
-
-def _ratio(total: Any, weight: Any) -> Any:
-    xp: Any = jnp if isinstance(total, jax.Array) else np  # on the host, in float64, between the batches of a data set
-    counted = weight != 0
-    return xp.where(counted, total / xp.where(counted, weight, xp.ones_like(weight)), xp.zeros_like(total))

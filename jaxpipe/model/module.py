@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from jaxpipe.errors import DataError, LayerError, LossError
+from jaxpipe.errors import LayerError
 from jaxpipe.model import keys, partition
 from jaxpipe.model.layers import BoundLayer, Params, Tree, bind
-from jaxpipe.model.loss import LossFn, loss_terms
+from jaxpipe.model.loss import LossFn, LossShapes, loss_shapes
 from jaxpipe.model.shapes import avals, describe
 
 
@@ -29,9 +30,9 @@ class PipelineModule:
     Args:
       layers: `Layer`, `LayerSpec`, `TiedLayerSpec` or other callables; each takes what the one before it returns, as one
         positional argument (any pytree).
-      loss_fn: `loss_fn(outputs, labels)` returns a scalar mean, or (sum, weight) for an exact weighted mean; either may be
-        the first of a pair with a dict of metrics (see `jaxpipe.metrics`), or the entry "loss" of a dict with them.
-        None: the last layer's output is the loss.
+      loss_fn: `loss_fn(outputs, labels)` returns a scalar mean, or `jaxpipe.Weighted(total, weight)` for an exactly
+        weighted mean; either may be the first of a pair with a dict of metrics (see `jaxpipe.metrics`), or the entry
+        "loss" of a dict with them. None: the last layer's output is the loss.
       partition_method: "uniform", "parameters", "cost" (FLOPs as XLA counts them), "type:<regex>" (balances the layers
         whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`.
     """
@@ -42,7 +43,8 @@ class PipelineModule:
         loss_fn: LossFn | None = None,
         partition_method: str | Sequence[int] = "parameters",
     ):
-        self.layers: tuple[BoundLayer, ...] = bind(layers)
+        self.entries = tuple(layers)
+        self.layers: tuple[BoundLayer, ...] = bind(self.entries)
         self.loss_fn = loss_fn
         self.partition_method = partition_method
         self._counted_flops: dict[tuple[Any, ...], int] = {}
@@ -108,24 +110,15 @@ class PipelineModule:
             x = y
         return found
 
-    def loss_shapes(self, outputs: Tree, labels: Tree) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """Shapes of the loss terms (sum, weight) of one micro-batch, from those of outputs and labels.
+    def loss_shapes(self, outputs: Tree, labels: Tree, mesh: Mesh | None = None) -> LossShapes:
+        """Shapes of the loss terms of one micro-batch, from those of outputs and labels.
+
+        `mesh` has the axes that `loss_fn` may name.
 
         Raises:
           LossError: `loss_fn` returns something else. DataError: it needs labels, and there are none.
         """
-        try:
-            total, weight = jax.eval_shape(lambda y, t: loss_terms(self.loss_fn, y, t)[:2], outputs, labels)
-        except LossError:
-            raise
-        except Exception as error:
-            if jax.tree.leaves(labels):
-                raise
-            raise DataError(
-                f"The labels are {labels!r}, but loss_fn needs them: {type(error).__name__}: {_first_line(error)}. Pass "
-                "labels, or (in evaluation) compute_loss=False."
-            ) from error
-        return total, weight
+        return loss_shapes(self.loss_fn, outputs, labels, mesh)
 
     def partition(self, num_stages: int, example: Tree) -> tuple[int, ...]:
         """Boundaries of the stages, `num_stages + 1` ascending layer indices from 0 to the number of layers.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxpipe
-from tests.models import LENGTH, ROWS, VOCAB, cross_entropy, tied
+from tests.models import LENGTH, ROWS, VOCAB, cross_entropy, masked_cross_entropy, tied
 
 SCHEDULES = ("1f1b", "eager_1f1b", "gpipe")
 
@@ -151,6 +151,27 @@ def test_gradients_are_reduced_once_after_the_loop(programs):
     ticks, inside = _loops(programs["text"])
     assert not re.search(r"\b(all-reduce|reduce-scatter|all-gather|all-to-all)(-start)?\(", ticks + inside)
     assert re.search(r"\ball-reduce(-start)?\(", programs["text"]), "there are two data ranks: something is reduced"
+
+
+def test_weights_of_a_loss_are_added_up_before_the_loop(programs):
+    """From the labels alone, in a small loop of their own and one reduction; the loop over ticks is as without them."""
+    small, large = (compiled(m, loss=masked_cross_entropy) for m in (8, 64))
+    temp = [c.memory_analysis().temp_size_in_bytes for c in (small, large)]
+    assert abs(temp[1] - temp[0]) <= 0.01 * temp[0]
+    assert small.as_text().count("\n") == large.as_text().count("\n")
+    text = large.as_text()
+    ticks, inside = _loops(text)
+    reductions = r"\b(all-reduce|reduce-scatter|all-gather|all-to-all)(-start)?\("
+    assert not re.search(reductions, ticks + inside)
+    assert len(re.findall(reductions, text)) == len(re.findall(reductions, programs["text"])) + 1
+    assert permutes(ticks) == permutes(_loops(programs["text"])[0])
+    computations = _computations(text)
+    others = {name: body for name, body in computations.items() if "collective-permute" not in body}
+    before = _reachable(others, re.findall(r"^ENTRY %?([\w.\-]+)", text, re.M))
+    assert re.search(rf"pred\[(1,)?{ROWS // 2},{LENGTH}\].* compare\(.*direction=GE", before), (
+        "the masks are made there"
+    )
+    assert "exponential(" in inside and "exponential(" not in before and f",{VOCAB}]" not in before
 
 
 def test_evaluation_keeps_nothing_and_has_no_gradients():

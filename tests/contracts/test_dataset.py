@@ -68,7 +68,7 @@ def oracle(module, layers, items):
         loss, found = result["loss"], {name: value for name, value in result.items() if name != "loss"}
     else:
         loss, found = result
-    loss = loss[0] / loss[1] if isinstance(loss, tuple) else loss
+    loss = loss.total / loss.weight if isinstance(loss, jaxpipe.Weighted) else loss
     finished = {}
     for name, metric in rules.as_metrics(found).items():
         finished[name] = jnp.asarray(metric.finish(metric.terms(len(logits))))

@@ -16,12 +16,14 @@ from tests.models import MODELS, VOCAB, make_batch, masked_cross_entropy, tied
 
 
 def oracle(module, layers, batch):
-    """Per micro-batch outputs, and (sum, weight) of each, on one device."""
+    """Per micro-batch outputs, and total and weight of each, on one device."""
     layers = jax.device_put(jax.device_get(layers), jax.devices()[0])
     run = jax.jit(lambda x: forward(module, layers, x))
     outputs = [run(x) for x in batch[0]]
     terms = [module.loss_fn(y, t) for y, t in zip(outputs, batch[1], strict=True)]
-    terms = [term if isinstance(term, tuple) else (term, jnp.ones(())) for term in terms]
+    terms = [
+        (term.total, term.weight) if isinstance(term, jaxpipe.Weighted) else (term, jnp.ones(())) for term in terms
+    ]
     return np.stack(outputs), np.stack([t for t, _ in terms]), np.stack([w for _, w in terms])
 
 
