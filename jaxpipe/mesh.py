@@ -60,7 +60,9 @@ def _as_devices(devices: Any) -> list[Any]:
         found = [devices]
     odd = next((device for device in found if not hasattr(device, "platform")), None)
     if odd is not None:
-        raise MeshError(f"make_mesh(devices=...) holds {show(odd)}: expected a sequence of devices, as jax.devices() is.")
+        raise MeshError(
+            f"make_mesh(devices=...) holds {show(odd)}: expected a sequence of devices, as jax.devices() is."
+        )
     if len(set(found)) < len(found):
         raise MeshError("make_mesh(devices=...) holds a device twice: each can have one place in the mesh.")
     return found

@@ -47,7 +47,7 @@ def _is_real(value: object) -> bool:
 def show(value: object) -> str:
     """`repr` for a message: short, on one line, and without an error of its own."""
     try:
-        text = " ".join(repr(value).split())
+        text = str(value) if isinstance(value, numbers.Rational) else " ".join(repr(value).split())
     except Exception:  # a repr of the user's, or an integer with more digits than Python prints
         return f"<{type(value).__name__}>"
     return text if len(text) <= 100 else f"{text[:80]}..."

@@ -42,9 +42,10 @@ def as_directory(directory: str | os.PathLike[str]) -> Path:
             f"directory={text!r}: expected a path of a mounted file system. Mount the bucket, or copy the checkpoint."
         )
     try:
-        return Path(os.path.expanduser(text)).absolute()  # unlike Path.expanduser it takes `~x` without a user x as it is
+        # Unlike Path.expanduser it takes `~x` as it is where there is no user x.
+        return Path(os.path.expanduser(text)).absolute()
     except OSError as error:
-        raise CheckpointError(f"directory={text!r}: it cannot be found from here: {error}. Pass an absolute path.") from error
+        raise CheckpointError(f"directory={text!r}: {error}. Pass an absolute path.") from error
 
 
 def check_tag(tag: str) -> str:

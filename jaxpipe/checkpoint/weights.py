@@ -46,7 +46,7 @@ def _check_written(path: Path, arrays: dict[str, np.ndarray]) -> None:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # no mapping
     expected = {name: array.shape for name, array in arrays.items()}
     if odd := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
         raise CheckpointError(

@@ -15,7 +15,7 @@ Tree = Any
 Batch = tuple[Tree, Tree]
 Named = list[tuple[str, Any]]
 
-_AS_ARRAY = "Lists, tuples and dicts are structures of arrays here; if one stands for an array, make it one: np.asarray(...)."
+_AS_ARRAY = "Lists and tuples are structures of arrays here; if one stands for an array, make it one: np.asarray(...)."
 
 
 def paths(tree: Tree) -> Named:
@@ -69,8 +69,8 @@ def check_rows(leaves: Named, dim: int, ranks: int, where: str = "") -> None:
         shape = aval(leaf).shape
         if len(shape) <= dim:
             raise DataError(
-                f"{where}{name} is {describe(leaf)}, which has no rows: the first dim of every leaf of a micro-batch is its "
-                "rows, all of them the same number. Repeat what is the same for all rows, or keep it in a layer."
+                f"{where}{name} is {describe(leaf)}, which has no rows: the first dim of every leaf of a micro-batch is "
+                "its rows, all of them the same number. Repeat what is the same for all rows, or keep it in a layer."
             )
         if not shape[dim]:
             raise DataError(f"{where}{name} is {describe(leaf)}: its micro-batches have no rows. Leave empty ones out.")
@@ -81,8 +81,9 @@ def check_rows(leaves: Named, dim: int, ranks: int, where: str = "") -> None:
             )
         if shape[dim] != rows[0]:
             raise DataError(
-                f"{where}{name} is {describe(leaf)} and has {shape[dim]} rows, but {first} is {describe(leaves[0][1])} and "
-                f"has {rows[0]}. The first dim of every leaf of inputs and labels is the rows of the micro-batch. {_AS_ARRAY}"
+                f"{where}{name} is {describe(leaf)} and has {shape[dim]} rows, but {first} is {describe(leaves[0][1])} "
+                f"and has {rows[0]}. The first dim of every leaf of inputs and labels is the rows of a micro-batch. "
+                f"{_AS_ARRAY}"
             )
 
 
@@ -122,7 +123,7 @@ def _fault(leaf: Any, native: bool) -> str | None:
         dtype = np.asarray(leaf).dtype
     except Exception as error:  # whatever another library says
         return f"a {type(leaf).__name__}, which NumPy cannot make an array of ({type(error).__name__}: {error})."
-    if dtype == object:
+    if dtype.kind == "O":
         return (
             f"{show(leaf)}, of which NumPy makes an array of Python objects: expected numbers. Rows of unlike length are "
             "padded to one length; other objects have no place in a batch."
@@ -135,4 +136,3 @@ def _fault(leaf: Any, native: bool) -> str | None:
     if native and not dtype.isnative:
         return f"an array of dtype {dtype}, in the byte order of other machines. Convert it: .astype({dtype.name!r})."
     return None
-

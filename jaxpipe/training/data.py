@@ -85,7 +85,7 @@ def check_for_training(mesh: Mesh) -> Check:
 
 
 def check_for_evaluation(mesh: Mesh, needs_labels: bool) -> Check:
-    """Micro-batch after micro-batch: they may differ in the number of rows; labels that are not needed are not looked at."""
+    """Micro-batch after micro-batch: they may differ in their rows; labels that are not needed are not looked at."""
     first: list[Batch] = []
 
     def check(item: Batch) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxpipe.checkpoint import directory as folders
@@ -200,21 +199,17 @@ def test_a_reader_that_is_overtaken(engine, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_readers_beside_a_writer(engine, tmp_path):
-    """Threads that read all the time. The writer lets each of them finish a read before it goes on, however long it takes."""
+    """Threads that read all the time. The writer goes on when each has finished two reads, however long that takes."""
     save_number(engine, tmp_path, 0, "0")
     read, failed, turn, stop = [[], []], [], threading.Condition(), threading.Event()
+
+    def two_at_once(path, made):
+        return dict(load.read_items(path, made, {f"layer_00{index}": made.layers[index].arrays for index in (1, 4)}))
 
     def look(found):
         try:
             while not stop.is_set():
-                items_of = {"layer_001", "layer_004"}
-                one = load.with_checkpoint(
-                    tmp_path,
-                    None,
-                    lambda path, made: dict(
-                        load.read_items(path, made, {name: made.layers[int(name[-1])].arrays for name in items_of})
-                    ),
-                )
+                one = load.with_checkpoint(tmp_path, None, two_at_once)
                 with turn:
                     found.append(one)
                     turn.notify()

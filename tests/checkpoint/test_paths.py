@@ -195,7 +195,9 @@ def test_a_save_that_went_wrong_is_not_reported(engine, reader, tmp_path, monkey
 
     monkeypatch.setattr(items, "write", bad)
     for tag in ("new", "good"):
-        with pytest.raises(CheckpointError, match=rf"{tag}: the checkpoint was not saved: its item layer_001 was written"):
+        with pytest.raises(
+            CheckpointError, match=rf"{tag}: the checkpoint was not saved: its item layer_001 was written"
+        ):
             engine.save_checkpoint(tmp_path, tag, client_state={"n": 2}, keep=1, blocking=blocking)
             engine.wait_for_checkpoint()
         assert folders.tags(tmp_path) == ["good"] and folders.latest(tmp_path) == "good"
@@ -214,7 +216,9 @@ def test_weights_that_went_wrong_are_not_reported(engine, tmp_path, monkeypatch)
         "save_file",
         lambda arrays, *rest, **options: save_file(dict(list(arrays.items())[1:]), *rest, **options),
     )
-    with pytest.raises(CheckpointError, match=r"were not saved: layers\.0\.scale: expected the shape \(8,\), found None"):
+    with pytest.raises(
+        CheckpointError, match=r"were not saved: layers\.0\.scale: expected the shape \(8,\), found None"
+    ):
         jaxpipe.save_weights(path, engine.to_layers())
     assert path.read_bytes() == before
 
