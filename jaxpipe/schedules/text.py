@@ -62,8 +62,8 @@ def _check_numbering(place_of: dict[Op, str]) -> None:
         if sorted(found) == list(range(1, len(found) + 1)) and any(0 in others for others in forwards.values()):
             odd = Op("F", stage, len(found))
             raise ScheduleError(
-                f"{place_of[odd]}: {odd} is one too many: the forwards of stage {stage} are numbered 1 to {len(found)}, but "
-                f"micro-batches count from 0. Write {stage}F0 to {stage}F{len(found) - 1}."
+                f"{place_of[odd]}: {odd} is one too many: the forwards of stage {stage} are numbered 1 to {len(found)}, "
+                f"but micro-batches count from 0. Write {stage}F0 to {stage}F{len(found) - 1}."
             )
 
 

@@ -87,7 +87,7 @@ def _no_policy(function: Callable[..., Any]) -> str | None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return None
+        return "It does not say which arguments it takes."
     try:
         signature.bind(object(), object(), object(), a_parameter=None)
     except TypeError as error:
