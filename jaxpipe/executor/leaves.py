@@ -94,7 +94,7 @@ def difference(item: Batch, first: Batch, rows_too: bool) -> tuple[str, str] | N
       rows_too: whether unlike numbers of rows, the first dim, count.
     """
     mine, theirs = dict(named(*item)), dict(named(*first))
-    for name in mine.keys() | theirs.keys():
+    for name in {**mine, **theirs}:
         if name not in theirs:
             return f"{describe(mine[name])} at {name}", f"without {name}; it has {', '.join(theirs)}"
         if name not in mine:

@@ -107,7 +107,7 @@ def _cost(name: str, value: object) -> Cost:
     """A cost as an exact int or Fraction where it is one, else as a float."""
     number = value if isinstance(value, Fraction) else as_number(value)
     # The limits leave room for sums, and for what is computed with floats when the times are shown.
-    if number is None or number < 0 or (number and not 1e-100 <= number <= 1e100):
+    if number is None or number < 0 or (number and not 0.9e-100 < number < 1.1e100):
         raise ScheduleError(
             f"{name}={show(value)}: a cost must be a finite number of at least 0 "
             "(and, if it is not 0, from 1e-100 to 1e100)."
