@@ -48,7 +48,7 @@ class Op:
     @classmethod
     def parse(cls, text: str) -> "Op":
         """`Op.parse("2B5")` is `Op("B", 2, 5)`. Raises `ScheduleError` on any other grammar."""
-        match = _CELL.fullmatch(text) if isinstance(text, str) else None
+        match = _CELL.fullmatch(text) if isinstance(text, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if match is None:
             raise ScheduleError(
                 f"{show(text)} is not an op; write stage, kind and micro-batch, such as 0F3, with kind one of F, B, I, W."
