@@ -341,7 +341,7 @@ for number in range({kills}):
 def test_killed_writers_leave_a_directory_that_loads(tmp_path):
     """A writer is killed before the n-th thing that it does to files, n at random; the next one loads the last checkpoint
     that was reported, or the one after it."""
-    kills, root = 20, str(Path(__file__).parents[2])
+    kills, root = 12, str(Path(__file__).parents[2])
     code = WRITER.format(root=root, directory=str(tmp_path), kills=kills)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
