@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + _SIGPIPE
     except OSError as error:
         _discard_output()
-        return _fail(f"the output cannot be written: {error.strerror or error}.")
+        what = "the output cannot be written" if error.filename is None else f"{error.filename!r} cannot be used"
+        return _fail(f"{what}: {error.strerror or error}.")
     except MemoryError:
         return _fail("this needs more memory than there is. Use fewer stages or micro-batches.")
 
@@ -73,7 +74,7 @@ def _discard_output() -> None:
     """What is still buffered would be written when Python ends, and fail again, with a traceback."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # not a file of the system
+    except (OSError, ValueError, AttributeError):  # not a file of the system, or none at all
         pass
 
 

@@ -91,7 +91,7 @@ def test_usage_errors(capsys, arguments):
         (["inspect", "{foreign}"], "expected the manifest of a checkpoint, found something else"),
         (["inspect", "{deep}"], "expected the manifest of a checkpoint, found something else"),
         (["inspect", "{binary}"], "expected a readable manifest"),
-        (["inspect", "{long}"], "File name too long"),
+        (["inspect", "{long}"], "expected a checkpoint, found: [Errno 36] File name too long"),
         (["inspect", ""], "expected the path of a folder"),
         (["inspect", "{folder}", "--tag", "x" * 300], "File name too long"),
     ],
