@@ -1,12 +1,16 @@
 """The command line: `python -m jaxpipe plot | simulate | inspect`.
 
 A subcommand is one function `_add_...` that declares its arguments and names the function that runs it; to add one,
-write it and list it in `_COMMANDS`. A `JaxpipeError` ends the program with one line on stderr and status 2.
+write it and list it in `_COMMANDS`. What goes wrong ends the program with one line on stderr and status 2, never with a
+traceback: an unusable file, a number out of range. Ctrl-C is 130, an output that nobody reads on is 141, in silence.
 """
 
 import argparse
+import io
 import os
+import re
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -14,6 +18,7 @@ from pathlib import Path
 
 from jaxpipe.checkpoint import inspect
 from jaxpipe.errors import JaxpipeError, ScheduleError
+from jaxpipe.scalars import show
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.registry import ALL, find
 from jaxpipe.schedules.simulate import SYNCS, Timeline, simulate
@@ -30,11 +35,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         add(subparsers)
     arguments = parser.parse_args(argv)
     try:
+        _be_able_to_print_any_name()
         arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where what goes wrong can still be told
+        return 0
     except JaxpipeError as error:
-        print(f"jaxpipe: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # nobody reads on, as in `... | head -1`: no fault of anybody's
+        _discard_output()
+        return 128 + _SIGPIPE
+    except OSError as error:
+        _discard_output()
+        what = "the output cannot be written" if error.filename is None else f"{error.filename!r} cannot be used"
+        return _fail(f"{what}: {error.strerror or error}.")
+    except MemoryError:
+        return _fail("this needs more memory than there is. Use fewer stages or micro-batches.")
+
+
+_SIGPIPE = 13  # which Windows does not have
+
+
+def _fail(message: str) -> int:
+    if sys.stderr is not None:
+        print(f"jaxpipe: {' '.join(message.splitlines())}", file=sys.stderr)
+    return 2
+
+
+def _be_able_to_print_any_name() -> None:
+    """File names need not be valid text, and terminals need not have all characters: such ones are shown as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """What is still buffered would be written when Python ends, and fail again, with a traceback."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # not a file of the system, or none at all
+        pass
 
 
 def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -50,7 +91,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         draw(timeline, arguments.output, name=arguments.schedule)
         return
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     print(render(timeline, name=arguments.schedule, width=shutil.get_terminal_size((120, 24)).columns, color=color))
 
 
@@ -121,6 +162,11 @@ def _schedule(arguments: argparse.Namespace) -> Schedule:
         return find(table, stages, micro_batches)
     if stages is None or micro_batches is None:
         raise ScheduleError(f"{arguments.schedule} needs --stages and --micro-batches; only a .csv file has its own.")
+    if stages > 0 and micro_batches > 0 and stages * micro_batches > _MOST:
+        raise ScheduleError(
+            f"--stages {show(stages)} --micro-batches {show(micro_batches)}: the product may be at most {_MOST:,}, or the "
+            "table takes too long. Use smaller ones: the picture is the same."
+        )
     return find(arguments.schedule, stages, micro_batches)
 
 
@@ -131,9 +177,11 @@ def _costs(arguments: argparse.Namespace) -> dict[str, Fraction]:
 def _cost(text: str) -> Fraction:
     """`1.1` and `11/10` are the same exact number; floats would print 31.900000000000002."""
     try:
-        return Fraction(text)
+        # Not `1e9999999`, which is exact too, and takes minutes to make. What is out of range otherwise, `simulate` says.
+        return Fraction("inf" if len(text) > 100 or re.search(r"e[+-]?\d{4}", text, re.IGNORECASE) else text)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number; write 2, 1.1 or 11/10") from None
+        raise argparse.ArgumentTypeError(f"{show(text)} is not a number in range; write 2, 1.1 or 11/10") from None
 
 
+_MOST = 1_000_000  # stages x micro-batches
 _COMMANDS = (_add_plot, _add_simulate, _add_inspect)

@@ -14,13 +14,12 @@ from jaxpipe.checkpoint.layout import Layout
 from jaxpipe.errors import CheckpointError, DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
-from jaxpipe.executor.batch import check_batch
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.executor.tally import MetricsFn
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
+from jaxpipe.scalars import as_count, show
 from jaxpipe.training import data
-from jaxpipe.training.checks import is_count
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import StepInfo, make_step
 from jaxpipe.training.progress import Progress
@@ -70,8 +69,7 @@ class Engine:
             the host never waits.)
         """
         self._watch.raise_if_not_finite()
-        batch = data.pull_batch(data_iter, self.config.num_micro_batches, self.pipe.mesh)
-        inputs, labels, _ = check_batch(batch, self.config.num_micro_batches, self.pipe.mesh)
+        inputs, labels = data.pull_batch(data_iter, self.config.num_micro_batches, self.pipe.mesh)
         self.state, info = self._step(self.state, inputs, labels)
         self.train_calls += 1
         self.micro_batches_seen += self.config.num_micro_batches
@@ -111,11 +109,11 @@ class Engine:
           `loss`, `(loss, outputs)` or `outputs`; with `return_metrics` the dict behind it.
         """
         options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics)
-        count = self.config.num_micro_batches if num_micro_batches is None else num_micro_batches
-        if not is_count(count):
-            raise DataError(f"num_micro_batches={count!r} must be an integer, 1 or more.")
+        micro_batches = as_count(self.config.num_micro_batches if num_micro_batches is None else num_micro_batches)
+        if micro_batches is None:
+            raise DataError(f"num_micro_batches={show(num_micro_batches)} must be an integer, 1 or more.")
         evaluator = self.pipe.evaluator
-        groups = dataset.checked(data.pull(data_iter, count), evaluator, compute_loss)
+        groups = dataset.pull(data_iter, micro_batches, evaluator, compute_loss)
         return answer(evaluator.run(self.state.params, groups, options), options)
 
     def evaluate(
@@ -147,10 +145,10 @@ class Engine:
         """
         has_loss = self.pipe.module.loss_fn is not None or metrics is None
         options = Options(loss=has_loss, metrics=True, metrics_fn=metrics, reduce_output=None, raw=True)
-        evaluator, count = self.pipe.evaluator, self.config.num_micro_batches
-        source = dataset.batches(data_iter, count, num_batches, evaluator, labels=True)
+        evaluator, micro_batches = self.pipe.evaluator, self.config.num_micro_batches
+        source = dataset.batches(data_iter, micro_batches, num_batches, evaluator, labels=True)
         bar = Progress(
-            dataset.number_of_batches(data_iter, count, num_batches),
+            dataset.number_of_batches(data_iter, micro_batches, num_batches),
             unit="batch",
             enabled=sys.stdout.isatty() if progress is None else progress,
         )

@@ -8,10 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.engine import Engine
-from jaxpipe.errors import DataError
-from jaxpipe.mesh import data_size
 from jaxpipe.model.module import PipelineModule
-from jaxpipe.model.shapes import aval, describe
 from jaxpipe.optimizer.arguments import Optimizer, checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
@@ -47,15 +44,6 @@ def initialize(
     transformation = checked(optimizer)
     config = Config.make(config)
     pipe = Pipeline(module, mesh, config.num_micro_batches, config.schedule, config.remat)
-    if not isinstance(example, (tuple, list)) or len(example) != 2:
-        raise DataError("example is one micro-batch: a pair (inputs, labels) of arrays or jax.ShapeDtypeStruct.")
-    for leaf in jax.tree.leaves(example):
-        shape = aval(leaf).shape
-        if not shape or shape[0] % data_size(mesh):
-            raise DataError(
-                f"The example has a leaf {describe(leaf)}, whose rows cannot be split evenly over {data_size(mesh)} data "
-                "ranks. The leading dim of an example is the rows of one micro-batch on all data ranks."
-            )
     key = jax.random.key(0) if key is None else key
     layerwise = _layerwise(transformation, pipe, pipe.check(example))
     params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)

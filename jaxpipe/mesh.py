@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxpipe.errors import MeshError
+from jaxpipe.scalars import as_count, show
 
 PIPE = "pipe"
 DATA = "data"
@@ -30,27 +31,47 @@ def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[Any] | None = N
     Raises:
       MeshError: an axis size is below one, or there are too few devices.
     """
-    sizes = {PIPE: pipe, DATA: data, **axes}
-    for axis, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise MeshError(f"make_mesh({axis}={size!r}): the size of a mesh axis is an integer of at least 1.")
+    sizes: dict[str, int] = {}
+    for axis, size in {PIPE: pipe, DATA: data, **axes}.items():
+        if (number := as_count(size)) is None:
+            raise MeshError(f"make_mesh({axis}={show(size)}): the size of a mesh axis is an integer of at least 1.")
+        sizes[axis] = number
+    found = list(jax.devices()) if devices is None else _as_devices(devices)
     needed = math.prod(sizes.values())
-    found = list(jax.devices() if devices is None else devices)
     if len(found) < needed:
-        shape = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        shape = " x ".join(f"{axis}={show(size)}" for axis, size in sizes.items())
+        there = f"there are {len(found)}" if devices is None else f"devices= holds {len(found)}"
         raise MeshError(
-            f"make_mesh: {shape} needs {needed} devices, but there are {len(found)}"
+            f"make_mesh: {shape} needs {show(needed)} devices, but {there}"
             f"{f' ({found[0].platform})' if found else ''}. Use smaller axes, or simulate devices on the CPU: "
-            f'jax.config.update("jax_num_cpu_devices", {needed}) right after `import jax`, or '
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={needed} in the environment."
+            f'jax.config.update("jax_num_cpu_devices", {show(needed)}) right after `import jax`, or '
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={show(needed)} in the environment."
         )
     grid = np.asarray(found[:needed], dtype=object).reshape(tuple(sizes.values()))
     # Explicit axes (the default of jax.make_mesh) would make users' layers state the sharding of every intermediate.
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
+def _as_devices(devices: Any) -> list[Any]:
+    """A flat list of devices from any sequence or array of them, each once."""
+    try:
+        found = list(np.asarray(list(devices), dtype=object).flat)
+    except TypeError:
+        found = [devices]
+    odd = next((device for device in found if not hasattr(device, "platform")), None)
+    if odd is not None:
+        raise MeshError(
+            f"make_mesh(devices=...) holds {show(odd)}: expected a sequence of devices, as jax.devices() is."
+        )
+    if len(set(found)) < len(found):
+        raise MeshError("make_mesh(devices=...) holds a device twice: each can have one place in the mesh.")
+    return found
+
+
 def pipe_size(mesh: Mesh) -> int:
-    """Number of pipeline ranks of `mesh`; raises MeshError without an axis named "pipe"."""
+    """Number of pipeline ranks of `mesh`; raises MeshError for what is no mesh, or has no axis named "pipe"."""
+    if not isinstance(mesh, Mesh):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers need not be typed
+        raise MeshError(f"mesh={show(mesh)}: expected a jax.sharding.Mesh, such as jaxpipe.make_mesh(pipe=2, data=2).")
     if PIPE not in mesh.shape:
         raise MeshError(
             f'The mesh has the axes {tuple(mesh.shape)}, but stages live on an axis named "pipe". '

@@ -12,8 +12,9 @@ from jaxpipe import schedules
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator, answer, options_of, with_places
 from jaxpipe.executor import train as _train
-from jaxpipe.executor.batch import check_batch
+from jaxpipe.executor.batch import check_batch, check_example
 from jaxpipe.executor.evaluate import Options
+from jaxpipe.executor.leaves import check_rows, check_types, named, paths
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size
@@ -21,8 +22,9 @@ from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage, check_layers
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
+from jaxpipe.scalars import show
 from jaxpipe.schedules import Schedule
-from jaxpipe.training.checks import check_remat, is_count
+from jaxpipe.training.checks import check_remat, count
 
 Params = Any
 Tree = Any
@@ -51,13 +53,14 @@ class Pipeline:
         *,
         poison: bool = False,
     ):
-        self.module, self.mesh, self.num_micro_batches = module, mesh, num_micro_batches
-        self.num_stages = pipe_size(mesh)
-        if not is_count(num_micro_batches):
-            raise ConfigError(f"num_micro_batches={num_micro_batches!r} must be an integer, 1 or more.")
-        check_remat(remat)
-        self.remat = remat
-        self.schedule = schedules.get(schedule, self.num_stages, num_micro_batches)
+        if not isinstance(module, PipelineModule):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LayerError(
+                f"module={show(module)}: expected a jaxpipe.PipelineModule. Write jaxpipe.PipelineModule(layers, loss_fn)."
+            )
+        self.module, self.mesh, self.num_stages = module, mesh, pipe_size(mesh)
+        self.num_micro_batches = count("num_micro_batches", num_micro_batches)
+        self.remat = check_remat(remat)
+        self.schedule = schedules.get(schedule, self.num_stages, self.num_micro_batches)
         self.program: Program = lower(self.schedule)
         self._poison = poison
         self._storage: Storage | None = None
@@ -76,6 +79,8 @@ class Pipeline:
         Returns:
           `{"stacked": {kind: leaves [S, slots, ...]}, "shared": {layer: leaves}}`; see `to_layers` for the per-layer view.
         """
+        check_types(leaves := named(example_inputs))
+        check_rows(leaves, 0, 1, "The example: ")
         shapes = self.module.shapes(example_inputs)
         return self._plan([s.params for s in shapes], shapes).init(self.mesh, key, shapes)
 
@@ -123,10 +128,17 @@ class Pipeline:
         Raises:
           LayerError: the layers do not fit the module.
         """
+        if not isinstance(layers, (list, tuple)):
+            raise LayerError(
+                f"layers is a {type(layers).__name__}: expected a list with the params of each layer, as to_layers gives."
+            )
         if len(layers) != self.module.num_layers:  # before `_plan` reads their shapes
             raise LayerError(
                 f"{len(layers)} per-layer params were given; the module has {self.module.num_layers} layers."
             )
+        for index, layer in enumerate(layers):
+            arrays = [(name, leaf) for name, leaf in paths(layer) if not isinstance(leaf, (bool, int, float, complex))]
+            check_types([(f"layers[{index}]{name}", leaf) for name, leaf in arrays], LayerError)
         return self._plan(layers, None).from_layers(self.mesh, layers)
 
     # ----------------------------------------------------------------------------------------------------- training
@@ -165,6 +177,7 @@ class Pipeline:
 
         Fixes the partition. Returns the shape and dtype of the loss.
         """
+        check_example(example, self.mesh)
         shapes = self.module.shapes(example[0])
         self._plan([s.params for s in shapes], shapes)
         if self.module.loss_fn is None or example[1] is None:

@@ -36,7 +36,7 @@ def test_the_examples_run(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         cwd=tmp_path,
     )
     assert run.returncode == 0, run.stderr

@@ -30,15 +30,22 @@ _drafts: set[Path] = set()  # those of this process
 
 
 def as_directory(directory: str | os.PathLike[str]) -> Path:
-    """The path, absolute; raises CheckpointError for what is none of a mounted file system."""
-    if not isinstance(directory, (str, os.PathLike)) or not os.fspath(directory):
-        raise CheckpointError(f"directory={directory!r}: expected the path of a folder.")
-    if "://" in os.fspath(directory):
+    """The path, absolute; raises CheckpointError for what is none of a mounted file system.
+
+    `~` is the home folder, and `~name` that of a user where there is one. No other character has a meaning.
+    """
+    text = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise CheckpointError(f"directory={directory!r}: expected the path of a folder, as a str or pathlib.Path.")
+    if "://" in text:
         raise CheckpointError(
-            f"directory={os.fspath(directory)!r}: expected a path of a mounted file system. Mount the bucket, or copy the "
-            "checkpoint."
+            f"directory={text!r}: expected a path of a mounted file system. Mount the bucket, or copy the checkpoint."
         )
-    return Path(directory).expanduser().absolute()
+    try:
+        # Unlike Path.expanduser it takes `~x` as it is where there is no user x.
+        return Path(os.path.expanduser(text)).absolute()
+    except OSError as error:
+        raise CheckpointError(f"directory={text!r}: {error}. Pass an absolute path.") from error
 
 
 def check_tag(tag: str) -> str:
@@ -85,8 +92,11 @@ def find(directory: Path, tag: str) -> Path:
     """
     # The second one: its writer may have died while it replaced the tag.
     for path in (directory / tag, directory / REPLACED / tag):
-        if path.exists():
-            return path
+        try:
+            if path.exists():
+                return path
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise CheckpointError(f"{path}: expected a checkpoint, found: {error}.") from error
     known = tags(directory)
     there = f"found {', '.join(known)}" if known else "found no checkpoint at all"
     raise CheckpointError(f"{directory}: expected the tag {tag!r}, {there}.{did_you_mean(tag, known)}")

@@ -29,8 +29,11 @@ def inspect(path: str | Path, tag: str | None = None) -> Report:
       CheckpointError: there is none.
     """
     directory = folders.as_directory(path)
-    if tag is None and (directory / manifest.NAME).exists():
-        directory, tag = directory.parent, directory.name
+    try:
+        if tag is None and (directory / manifest.NAME).exists():
+            directory, tag = directory.parent, directory.name
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise CheckpointError(f"{directory}: expected a checkpoint, found: {error}.") from error
     latest = folders.latest(directory)
     if tag is None:
         tag = latest

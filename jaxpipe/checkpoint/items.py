@@ -12,6 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxpipe.checkpoint.manifest import ArraySpec
+from jaxpipe.checkpoint.plain import plain
+
 # Named arrays; "/" in a name nests: {"params/up/kernel": a} is {"params": {"up": {"kernel": a}}} on disk.
 Arrays = dict[str, Any]
 
@@ -39,8 +42,19 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
             save_concurrent_bytes=limit, save_device_host_concurrent_bytes=limit, use_compression=False
         )
     )
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(nested))
+    with ocp.Checkpointer(handler) as checkpointer, plain(path.parent) as folder:
+        checkpointer.save(folder / path.name, args=ocp.args.PyTreeSave(nested))
+
+
+def described(path: Path) -> dict[str, ArraySpec]:
+    """What an item holds, from the descriptions of its arrays on disk; no array is read. Without empty arrays."""
+    import orbax.checkpoint as ocp
+
+    if not any(path.iterdir()):
+        return {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, plain(path.parent) as folder:
+        tree = _tree(checkpointer, folder / path.name)
+    return {name: ArraySpec(str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in _named(tree).items()}
 
 
 def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -49,18 +63,24 @@ def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
 
     if not any(path.iterdir()):
         return {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree: Any = checkpointer.metadata(path).item_metadata
-        if tree is None:
-            raise ValueError("Orbax finds no description of arrays in it")
-        item = nest({name: leaf for name, leaf in _named(tree.tree).items() if wanted(name)})
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, plain(path.parent) as folder:
+        tree = _tree(checkpointer, folder / path.name)
+        item = nest({name: leaf for name, leaf in _named(tree).items() if wanted(name)})
         if not item:
             return {}
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         restored = checkpointer.restore(
-            path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+            folder / path.name, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
         )
     return _named(restored)
+
+
+def _tree(checkpointer: Any, path: Path) -> Any:
+    """The nested dict of an item, with descriptions instead of arrays."""
+    found = checkpointer.metadata(path).item_metadata
+    if found is None:
+        raise ValueError("Orbax finds no description of arrays in it")
+    return found.tree
 
 
 def joined(path: tuple[Any, ...], separator: str) -> str:
@@ -69,7 +89,7 @@ def joined(path: tuple[Any, ...], separator: str) -> str:
     return separator.join(_RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts)
 
 
-def plain(part: str) -> str:
+def unescaped(part: str) -> str:
     """A part of a name as the key that it was."""
     return re.sub("%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), part)
 

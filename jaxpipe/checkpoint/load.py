@@ -12,8 +12,9 @@ import numpy as np
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest
-from jaxpipe.checkpoint.layout import OPT_STATE, PARAMS, STATE, Assembly, Layout, layer_item
+from jaxpipe.checkpoint.layout import OPT_STATE, PARAMS, Assembly, Layout, layer_item
 from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
+from jaxpipe.checkpoint.verify import stored
 from jaxpipe.errors import CheckpointError
 from jaxpipe.training.state import TrainState
 
@@ -125,6 +126,8 @@ def read_items(path: Path, made: Manifest, wanted: Wanted) -> Iterator[tuple[str
         there = path / item
         try:
             arrays = items.read(there, specs.__contains__)
+        except CheckpointError:
+            raise
         except Exception as error:  # Orbax and tensorstore have many kinds
             text = str(error).strip().splitlines() or ["no message"]
             raise CheckpointError(
@@ -163,16 +166,15 @@ def _check_files(path: Path, item: str, made: Manifest) -> None:
 
 def _wanted(path: Path, made: Manifest, expected: Wanted, selection: Selection) -> Wanted:
     """What to read of each item: all that the model expects, if the checkpoint has just that."""
-    stored: dict[str, dict[str, ArraySpec]] = {layer_item(i): layer.arrays for i, layer in enumerate(made.layers)}
-    stored[STATE] = made.state
+    there = stored(made)
     names = {layer_item(index): layer.name for index, layer in enumerate(made.layers)}
     wanted: dict[str, dict[str, ArraySpec]] = {}
     missing: list[_Odd] = []
     extra: list[_Odd] = []
-    for item in sorted(stored.keys() | expected.keys()):
+    for item in sorted(there.keys() | expected.keys()):
         title = f"{item} ({names[item]})" if item in names else item
         mine = {name: spec for name, spec in expected.get(item, {}).items() if selection.takes(name)}
-        theirs = {name: spec for name, spec in stored.get(item, {}).items() if selection.takes(name)}
+        theirs = {name: spec for name, spec in there.get(item, {}).items() if selection.takes(name)}
         for name in mine:
             if name in theirs and mine[name] != theirs[name]:
                 raise CheckpointError(
@@ -184,7 +186,7 @@ def _wanted(path: Path, made: Manifest, expected: Wanted, selection: Selection) 
         wanted[item] = {name: spec for name, spec in theirs.items() if name in mine}
     if missing or extra:
         _misfit(path, missing, extra, selection)
-    if selection.strict and (unlisted := sorted(p.name for p in path.glob("layer_*") if p.name not in stored)):
+    if selection.strict and (unlisted := sorted(p.name for p in path.glob("layer_*") if p.name not in there)):
         raise CheckpointError(
             f"{path}: expected the items of {len(made.layers)} layers, as its manifest says, found {', '.join(unlisted)} "
             "beside them. Remove what does not belong there, or pass load_module_strict=False."
@@ -268,7 +270,7 @@ def load_layer(directory: str | Path, tag: str | None, index: int) -> Any:
             raise CheckpointError(f"{path}: expected a layer index from 0 to {len(made.layers) - 1}, found {index!r}.")
         specs = {n: s for n, s in made.layers[index].arrays.items() if n.split("/")[0] == PARAMS}
         found = dict(read_items(path, made, {layer_item(index): specs}))
-        return items.nest(found.get(layer_item(index), {}), key=items.plain).get(PARAMS, {})
+        return items.nest(found.get(layer_item(index), {}), key=items.unescaped).get(PARAMS, {})
 
     found = with_checkpoint(folders.as_directory(directory), tag, once)
     if found is None:

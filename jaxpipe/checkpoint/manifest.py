@@ -110,7 +110,7 @@ def read(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: expected a readable manifest, found: {error}.") from error
     try:
         return _parse(path, json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.checkpoint import directory as folders
-from jaxpipe.checkpoint import items, manifest
+from jaxpipe.checkpoint import items, manifest, verify
 from jaxpipe.checkpoint.items import Arrays
 from jaxpipe.checkpoint.layout import STATE, Layout, layer_item
 from jaxpipe.checkpoint.manifest import LayerRecord, Manifest
@@ -84,7 +84,7 @@ class Saver:
         keep: int | None,
         blocking: bool,
     ) -> Path:
-        """Writes the items, then the manifest; then the folder gets its name, then `latest` names it.
+        """Writes the items, then the manifest, and reads them back; then the folder gets its name, then `latest` names it.
 
         Args:
           source: item after item; the next one is asked for when the one before is on disk, unless the writing is done in
@@ -135,6 +135,7 @@ def _write(
                 del arrays  # before the next one is made
             files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
             folders.write_text(path / manifest.NAME, dataclasses.replace(made, files=files).to_json())
+            verify.check_written(path, made, directory / tag)
             written = draft.commit()
     except CheckpointError:
         raise
@@ -173,7 +174,10 @@ def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) ->
     state = {} if client_state is None else client_state
     if not isinstance(state, dict):
         raise CheckpointError(f"client_state is a {type(state).__name__}: expected a dict.")
-    manifest.check_json(state, "client_state")
+    try:
+        manifest.check_json(state, "client_state")
+    except RecursionError:
+        raise CheckpointError("client_state contains itself, or is nested too deep: JSON cannot hold that.") from None
     if keep is not None and not is_count(keep):
         raise CheckpointError(f"keep={keep!r}: expected how many checkpoints to keep, 1 or more, or None for all.")
     if jax.process_count() > 1:

@@ -34,8 +34,24 @@ def save_weights(path: str | os.PathLike[str], layers: Sequence[Params]) -> None
     try:
         with folders.replacing(Path(path)) as draft:
             _safetensors().save_file(arrays, draft, metadata={"format": "jaxpipe", "num_layers": str(len(layers))})
+            _check_written(draft, arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: the weights were not saved: {error}") from error
     except Exception as error:  # the library has a kind of its own for a disk that is full
         raise CheckpointError(f"{path}: the weights could not be written: {error}.") from error
+
+
+def _check_written(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raises CheckpointError unless the file names these arrays, with their shapes; none of them is read."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # no mapping
+    expected = {name: array.shape for name, array in arrays.items()}
+    if odd := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
+        raise CheckpointError(
+            f"{odd[0]}: expected the shape {expected.get(odd[0])}, found {found.get(odd[0])} when reading the file back."
+        )
 
 
 def load_weights(path: str | os.PathLike[str], like: Sequence[Params] | None = None) -> list[Params]:
@@ -69,7 +85,7 @@ def load_weights(path: str | os.PathLike[str], like: Sequence[Params] | None = N
             "weights of other libraries see examples/evaluate_huggingface.py."
         )
     if like is None:
-        nested = items.nest(arrays, ".", items.plain).get("layers", {})
+        nested = items.nest(arrays, ".", items.unescaped).get("layers", {})
         return [nested.get(str(index), {}) for index in range(count)]
     wanted = _named(like)
     odd = sorted(wanted.keys() ^ arrays.keys())

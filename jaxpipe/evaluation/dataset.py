@@ -9,7 +9,6 @@ import numpy as np
 
 from jaxpipe.errors import DataError
 from jaxpipe.evaluation.evaluator import Batch, Evaluator, Params
-from jaxpipe.executor.batch import check_batch
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
@@ -39,22 +38,23 @@ def _batches(
 ) -> Iterator[list[Batch]]:
     count = 0
     while num_batches is None or count < num_batches:
-        items = data.take(source, num_micro_batches)
+        items = data.take(source, num_micro_batches, data.check_for_evaluation(evaluator.mesh, labels))
         if items:
             count += 1
-            yield checked(items, evaluator, labels)
+            yield on_mesh(items, evaluator, labels)
         if len(items) < num_micro_batches:
             return
 
 
-def checked(items: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
-    """Micro-batches as groups on the mesh; labels that are not wanted are not looked at. Raises DataError as
-    `check_batch` does."""
-    wanted = items if labels else [(inputs, None) for inputs, _ in items]
-    groups = data.put(wanted, evaluator.mesh)
-    for group in groups:
-        check_batch(group, None, evaluator.mesh, labels, any_rows=True)
-    return groups
+def pull(source: Iterator[Batch], num_micro_batches: int, evaluator: Evaluator, labels: bool) -> list[Batch]:
+    """M micro-batches as groups on the mesh; raises DataError where there are fewer, or they do not fit."""
+    items = data.pull(source, num_micro_batches, data.check_for_evaluation(evaluator.mesh, labels))
+    return on_mesh(items, evaluator, labels)
+
+
+def on_mesh(items: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
+    """Micro-batches that were looked at, as groups on the mesh, without labels that are not wanted."""
+    return data.put(items if labels else [(inputs, None) for inputs, _ in items], evaluator.mesh)
 
 
 def number_of_batches(source: Any, num_micro_batches: int, num_batches: int | None) -> int | None:

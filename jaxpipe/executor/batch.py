@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.errors import DataError
+from jaxpipe.executor.leaves import Batch, check_pair, check_rows, check_types, named
 from jaxpipe.mesh import DATA, data_size
 from jaxpipe.model.shapes import aval, describe
 
@@ -26,19 +27,11 @@ def check_batch(
     Raises:
       DataError: naming the leaf, what was expected and what was found.
     """
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        kind = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise DataError(
-            f"A batch is a pair (inputs, labels), got a {kind}. Labels may be None where nothing needs them."
-        )
-    inputs, labels = batch
-    if not jax.tree.leaves(inputs):
-        raise DataError(f"The inputs of the batch hold no array: {inputs!r}.")
+    inputs, labels = check_pair(batch, "A batch is a pair (inputs, labels), got")
+    leaves = named(inputs, labels if needs_labels else None)
+    check_types(leaves)
     found = num_micro_batches
-    ranks = data_size(mesh)
-    checked = {"inputs": inputs, "labels": labels} if needs_labels else {"inputs": inputs}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(checked)[0]:
-        name = path[0].key + jax.tree_util.keystr(path[1:])
+    for name, leaf in leaves:
         shape = aval(leaf).shape
         if len(shape) < 2:
             raise DataError(
@@ -52,15 +45,34 @@ def check_batch(
                 f"{name} is {describe(leaf)}: its first dim is {shape[0]}, but there are {found} micro-batches. Leaves of "
                 f"a batch are [M, B, ...] with M = {found}: reshape it, or change num_micro_batches."
             )
-        if not shape[1]:
-            raise DataError(f"{name} is {describe(leaf)}: its micro-batches have no rows. Leave empty ones out.")
-        if shape[1] % ranks and not any_rows:
-            raise DataError(
-                f"{name} is {describe(leaf)}: its {shape[1]} rows per micro-batch cannot be split evenly over {ranks} data "
-                f"ranks. Use a multiple of {ranks}."
-            )
+    check_rows(leaves, 1, 1 if any_rows else data_size(mesh))
     assert found is not None
     return inputs, labels, found
+
+
+def check_micro_batch(item: Batch, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False) -> None:
+    """Looks at one micro-batch (inputs, labels), leaves [B, ...], before it goes to a device.
+
+    Args:
+      any_rows: the rows need not be a multiple of the data ranks.
+
+    Raises:
+      DataError: naming the leaf, what was expected and what was found.
+    """
+    leaves = named(item[0], item[1] if needs_labels else None)
+    check_types(leaves, native=False)  # stacking them makes native ones
+    # With several processes each brings a part, of which only the whole has to be divisible.
+    check_rows(leaves, 0, 1 if any_rows or jax.process_count() > 1 else data_size(mesh))
+
+
+def check_example(example: Any, mesh: Mesh) -> None:
+    """The same for the example of a micro-batch: arrays or ShapeDtypeStruct."""
+    inputs, labels = check_pair(
+        example, "example is one micro-batch: a pair (inputs, labels) of arrays or jax.ShapeDtypeStruct; got"
+    )
+    leaves = named(inputs, labels)
+    check_types(leaves)
+    check_rows(leaves, 0, data_size(mesh), "The example: ")
 
 
 def micro_batch_avals(tree: Tree, mesh: Mesh) -> Tree:

@@ -3,15 +3,24 @@
 from collections.abc import Iterable, Mapping
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import as_count, as_integer, show
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Rows, needs
 
+MOST = 1_000_000  # no machine holds a table with more stages, or with more micro-batches
 
-def check_positive(**counts: object) -> None:
-    """`check_positive(num_stages=4)`: every count must be an int of at least 1."""
+
+def check_positive(**counts: object) -> tuple[int, ...]:
+    """`check_positive(num_stages=4)`: every count must be an integer of at least 1, and comes back as an int."""
+    found: list[int] = []
     for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ScheduleError(f"{name}={value!r}: it must be an integer of at least 1.")
+        number = as_count(value)
+        if number is None:
+            raise ScheduleError(f"{name}={show(value)}: it must be an integer of at least 1.")
+        if number > MOST:
+            raise ScheduleError(f"{name}={show(value)}: a table with so many ops does not fit in memory.")
+        found.append(number)
+    return tuple(found)
 
 
 def check_rows(rows: Rows, placement: tuple[int, ...]) -> None:
@@ -34,9 +43,9 @@ def _check_placement(rows: Rows, placement: tuple[int, ...]) -> None:
             "`placement`, the rank of every stage."
         )
     for stage, rank in enumerate(placement):
-        if rank not in range(len(rows)):
+        if as_integer(rank) not in range(len(rows)):
             raise ScheduleError(
-                f"placement puts stage {stage} on rank {rank!r}, but the table has {len(rows)} rows; ranks are "
+                f"placement puts stage {stage} on rank {show(rank)}, but the table has {len(rows)} rows; ranks are "
                 f"0..{len(rows) - 1}."
             )
     for rank in range(len(rows)):
@@ -57,7 +66,7 @@ def _check_cells(rows: Rows, placement: tuple[int, ...]) -> dict[Op, tuple[int, 
             where = f"row {rank}, column {column}"
             if not isinstance(op, Op):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers need not be typed
                 raise ScheduleError(
-                    f"{where} holds {op!r}, which is not an Op; write Op('F', stage, micro_batch) or None for an idle "
+                    f"{where} holds {show(op)}, which is not an Op; write Op('F', stage, micro_batch) or None for an idle "
                     "cell, or read text with Schedule.from_csv."
                 )
             if op.stage >= len(placement):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import show
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.simulate import Timeline, simulate
 from jaxpipe.schedules.table import Schedule
@@ -24,6 +25,8 @@ _FILL: Mapping[str, str] = MappingProxyType({"F": "#8ecae6", "B": "#ffb703", "I"
 _FILLER: Mapping[str, str] = MappingProxyType({"F": " ", "B": "=", "I": "-", "W": "~"})
 _ANSI: Mapping[str, str] = MappingProxyType({"F": "44;97", "B": "43;30", "I": "41;97", "W": "42;30"})
 
+MOST_CHARACTERS = 1_000_000  # of a line of `render`, before it is broken into blocks
+
 
 def draw(schedule_or_timeline: Schedule | Timeline, path: str | os.PathLike[str], *, name: str = "") -> None:
     """Write who computes what when to `path`; its suffix, .svg, .png or .json, is the format.
@@ -33,6 +36,8 @@ def draw(schedule_or_timeline: Schedule | Timeline, path: str | os.PathLike[str]
     for another suffix, a path that cannot be written, or if matplotlib is missing.
     """
     writers: dict[str, Callable[[Timeline, Path, str], None]] = {".svg": _figure, ".png": _figure, ".json": _trace}
+    if not isinstance(schedule_or_timeline, (Schedule, Timeline)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ScheduleError(f"draw({show(schedule_or_timeline)}, ...): expected a Schedule or a Timeline.")
     path = Path(path)
     if path.suffix not in writers:
         raise ScheduleError(f"{str(path)!r} must end in one of {', '.join(writers)}: the suffix is the format.")
@@ -40,7 +45,11 @@ def draw(schedule_or_timeline: Schedule | Timeline, path: str | os.PathLike[str]
     try:
         writers[path.suffix](timeline, path, name)
     except OSError as error:
-        raise ScheduleError(f"cannot write {str(path)!r}: {error.strerror}.") from error
+        raise ScheduleError(f"cannot write {str(path)!r}: {error.strerror or error}.") from error
+    except ValueError as error:  # of matplotlib: more pixels than it can draw, a zero byte in the path
+        if isinstance(error, ScheduleError):
+            raise
+        raise ScheduleError(f"cannot write {str(path)!r}: {error} Write a .json trace instead.") from error
 
 
 def _title(timeline: Timeline, name: str) -> str:
@@ -92,7 +101,10 @@ def _characters_per_unit(timeline: Timeline) -> float:
         for op, start in timeline.starts.items()
         if timeline.ends[op] > start
     ]
-    return min(max(wanted), 8 * min(wanted)) if wanted else 1.0
+    if not wanted:
+        return 1.0
+    # The last: waiting may be longer than all ops together, by any factor.
+    return min(max(wanted), 8 * min(wanted), MOST_CHARACTERS / float(timeline.makespan))
 
 
 def _label(op: Op, table: Schedule) -> str:
@@ -201,7 +213,7 @@ def _figure(timeline: Timeline, path: Path, name: str) -> None:
         axes.set_facecolor("#f4f4f4")
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)
-        axes.set_title(_title(timeline, name), fontsize=10, loc="left")
+        axes.set_title(_title(timeline, name).replace("$", r"\$"), fontsize=10, loc="left")
         meanings = {(op.kind, chunk_of(op)): fill(op) for op in timeline.starts}
         handles = [
             Patch(

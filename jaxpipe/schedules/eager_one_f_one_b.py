@@ -23,7 +23,7 @@ from jaxpipe.schedules.table import Schedule
 
 def eager_one_f_one_b(num_stages: int, num_micro_batches: int) -> Schedule:
     """Eager 1F1B on one stage per rank. Even columns hold forwards only, odd columns backwards only."""
-    check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
+    num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
     tick_of: dict[Op, int] = {}
     for stage in range(num_stages):
         for micro_batch in range(num_micro_batches):

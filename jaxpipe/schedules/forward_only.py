@@ -30,7 +30,9 @@ from jaxpipe.schedules.table import Schedule
 
 def forward_only(num_stages: int, num_micro_batches: int, num_chunks: int = 1) -> Schedule:
     """Forwards of `num_stages` stages on `num_stages / num_chunks` ranks, stage s on rank s mod ranks."""
-    check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches, num_chunks=num_chunks)
+    num_stages, num_micro_batches, num_chunks = check_positive(
+        num_stages=num_stages, num_micro_batches=num_micro_batches, num_chunks=num_chunks
+    )
     if num_stages % num_chunks:
         raise ScheduleError(
             f"num_stages={num_stages} cannot be dealt out as num_chunks={num_chunks} per rank: num_stages counts all "

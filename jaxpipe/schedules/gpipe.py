@@ -19,7 +19,7 @@ from jaxpipe.schedules.table import Schedule
 
 def gpipe(num_stages: int, num_micro_batches: int) -> Schedule:
     """GPipe on one stage per rank."""
-    check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
+    num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
     turn = num_micro_batches + num_stages - 1
     tick_of: dict[Op, int] = {}
     for stage in range(num_stages):

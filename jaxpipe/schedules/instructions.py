@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import as_integer, show
 from jaxpipe.schedules.check import check_positive
 
 
@@ -91,12 +92,13 @@ class PipeSchedule(ABC):
     """
 
     def __init__(self, micro_batches: int, stages: int, stage_id: int):
-        check_positive(micro_batches=micro_batches, stages=stages)
-        if stage_id not in range(stages):
-            raise ScheduleError(f"stage_id={stage_id!r} does not exist: with stages={stages} it is 0..{stages - 1}.")
-        self.micro_batches = micro_batches
-        self.stages = stages
-        self.stage_id = stage_id
+        self.micro_batches, self.stages = check_positive(micro_batches=micro_batches, stages=stages)
+        number = as_integer(stage_id)
+        if number is None or number not in range(self.stages):
+            raise ScheduleError(
+                f"stage_id={show(stage_id)} does not exist: with stages={self.stages} it is 0..{self.stages - 1}."
+            )
+        self.stage_id = number
 
     @abstractmethod
     def steps(self) -> Iterator[Step]:

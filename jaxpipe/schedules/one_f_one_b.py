@@ -19,7 +19,7 @@ from jaxpipe.schedules.table import Schedule
 
 def one_f_one_b(num_stages: int, num_micro_batches: int) -> Schedule:
     """1F1B on one stage per rank, for any number of micro-batches, fewer than stages included."""
-    check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
+    num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
     tick_of: dict[Op, int] = {}
     for stage in range(num_stages):
         for micro_batch in range(num_micro_batches):

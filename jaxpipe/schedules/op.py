@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import as_integer, show
 
 Kind = Literal["F", "B", "I", "W"]
 
-_CELL = re.compile(r"(\d+)([FBIW])(\d+)", re.ASCII)
+_CELL = re.compile(r"(\d{1,9})([FBIW])(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -27,14 +28,19 @@ class Op:
     def __post_init__(self):
         if self.kind not in ("F", "B", "I", "W"):
             raise ScheduleError(
-                f"kind={self.kind!r} is not a kind of op; use 'F' (forward), 'B' (backward), 'I' (input gradient) "
+                f"kind={show(self.kind)} is not a kind of op; use 'F' (forward), 'B' (backward), 'I' (input gradient) "
                 "or 'W' (weight gradient)."
             )
-        if self.stage < 0 or self.micro_batch < 0:
-            raise ScheduleError(
-                f"Op({self.kind!r}, stage={self.stage}, micro_batch={self.micro_batch}): stages and micro-batches "
-                "count from 0."
-            )
+        for name in ("stage", "micro_batch"):
+            value = getattr(self, name)
+            number = value if type(value) is int else as_integer(value)
+            if number is None or number < 0:
+                raise ScheduleError(
+                    f"Op({self.kind!r}, stage={show(self.stage)}, micro_batch={show(self.micro_batch)}): stages and "
+                    "micro-batches are integers and count from 0."
+                )
+            if number is not value:
+                object.__setattr__(self, name, number)
 
     def __str__(self) -> str:
         return f"{self.stage}{self.kind}{self.micro_batch}"
@@ -42,10 +48,10 @@ class Op:
     @classmethod
     def parse(cls, text: str) -> "Op":
         """`Op.parse("2B5")` is `Op("B", 2, 5)`. Raises `ScheduleError` on any other grammar."""
-        match = _CELL.fullmatch(text)
+        match = _CELL.fullmatch(text) if isinstance(text, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if match is None:
             raise ScheduleError(
-                f"{text!r} is not an op; write stage, kind and micro-batch, such as 0F3, with kind one of F, B, I, W."
+                f"{show(text)} is not an op; write stage, kind and micro-batch, such as 0F3, with kind one of F, B, I, W."
             )
         stage, kind, micro_batch = match.groups()
         return cls(cast(Kind, kind), int(stage), int(micro_batch))

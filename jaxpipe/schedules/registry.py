@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import show
+from jaxpipe.schedules.check import check_positive
 from jaxpipe.schedules.eager_one_f_one_b import eager_one_f_one_b
 from jaxpipe.schedules.forward_only import forward_only
 from jaxpipe.schedules.gpipe import gpipe
@@ -45,13 +47,14 @@ def find(
 ) -> Schedule:
     """As `get`, but a table without backward is welcome, and so are all names in `known`."""
     if not isinstance(schedule, (str, Schedule, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ScheduleError(f"schedule={schedule!r} must be a name ({_names(known)}), a Schedule, or a path.")
+        raise ScheduleError(f"schedule={show(schedule)} must be a name ({_names(known)}), a Schedule, or a path.")
+    num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
     if isinstance(schedule, str) and not is_path(schedule):
         if schedule not in known:
             near = difflib.get_close_matches(schedule.lower(), known, n=1, cutoff=0.4)
             guess = f"; did you mean {near[0]!r}?" if near else "."
             raise ScheduleError(
-                f"{schedule!r} is not a schedule{guess} Use one of {_names(known)}, a Schedule, or the path of a .csv "
+                f"{show(schedule)} is not a schedule{guess} Use one of {_names(known)}, a Schedule, or the path of a .csv "
                 "file."
             )
         return known[schedule](num_stages, num_micro_batches)

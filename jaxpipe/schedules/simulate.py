@@ -1,12 +1,12 @@
 """How long a schedule takes and what it keeps: every figure about a schedule is derived here, none is declared."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import as_number, show
 from jaxpipe.schedules.clock import Cost, earliest_starts
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.table import Schedule
@@ -63,12 +63,14 @@ def simulate(
 
     The last two walk through `schedule.ticks`. Raises `ScheduleError` for a negative cost or an unknown `sync`.
     """
-    costs = {"forward": forward, "backward_input": backward_input, "backward_weight": backward_weight, "comm": comm}
-    for name, cost in costs.items():
-        if not math.isfinite(cost) or cost < 0:
-            raise ScheduleError(f"{name}={cost}: a cost must be a finite number of at least 0.")
+    if not isinstance(schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ScheduleError(
+            f"simulate({show(schedule)}): expected a Schedule, such as schedules.one_f_one_b(4, 8) makes."
+        )
+    forward, backward_input = _cost("forward", forward), _cost("backward_input", backward_input)
+    backward_weight, comm = _cost("backward_weight", backward_weight), _cost("comm", comm)
     if sync not in SYNCS:
-        raise ScheduleError(f"sync={sync!r} is not known; use one of {', '.join(map(repr, SYNCS))}.")
+        raise ScheduleError(f"sync={show(sync)} is not known; use one of {', '.join(map(repr, SYNCS))}.")
 
     backward = backward_input + backward_weight
     cost_of = {
@@ -99,6 +101,18 @@ def simulate(
         bubble=makespan - work,
         peak_live=tuple(_peak_live(schedule, rank) for rank in range(schedule.num_ranks)),
     )
+
+
+def _cost(name: str, value: object) -> Cost:
+    """A cost as an exact int or Fraction where it is one, else as a float."""
+    number = value if isinstance(value, Fraction) else as_number(value)
+    # The limits leave room for sums, and for what is computed with floats when the times are shown.
+    if number is None or number < 0 or (number and not 0.9e-100 < number < 1.1e100):
+        raise ScheduleError(
+            f"{name}={show(value)}: a cost must be a finite number of at least 0 "
+            "(and, if it is not 0, from 1e-100 to 1e100)."
+        )
+    return number
 
 
 def _share(cost: Cost, num_chunks: int) -> Cost:

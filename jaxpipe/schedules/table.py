@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.scalars import show
 from jaxpipe.schedules.check import check_rows, split_pairs
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Row, Rows, needs
@@ -29,8 +30,14 @@ class Schedule:
     placement: tuple[int, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "rows", tuple(tuple(row) for row in self.rows))
-        object.__setattr__(self, "placement", tuple(self.placement))
+        try:
+            object.__setattr__(self, "rows", tuple(tuple(row) for row in self.rows))
+            object.__setattr__(self, "placement", tuple(self.placement))
+        except TypeError:
+            raise ScheduleError(
+                f"rows={show(self.rows)}, placement={show(self.placement)}: expected one sequence of ops per rank, and the "
+                "rank of each stage. Schedule.from_csv reads text and files."
+            ) from None
         check_rows(self.rows, self.placement)
 
     @classmethod
@@ -55,15 +62,20 @@ class Schedule:
         A `str` that is one line ending in `.csv`, or any `os.PathLike`, is a path; another `str` is the text itself.
         The placement is read from the rows. Raises `ScheduleError` naming the row and column (both from 0).
         """
+        if not isinstance(text_or_path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ScheduleError(
+                f"Schedule.from_csv({show(text_or_path)}): expected the text of a table, or the path of a .csv file."
+            )
         if not is_path(text_or_path):
             rows = rows_from_csv(str(text_or_path))
             return cls(rows=rows, placement=placement_of(rows))
         try:
             text = Path(text_or_path).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path with a zero byte
+            why = error.strerror if isinstance(error, OSError) and error.strerror else f"it is no UTF-8 text ({error})"
             raise ScheduleError(
-                f"cannot read the schedule file {os.fspath(text_or_path)!r}: {error.strerror}. Give the path of a CSV "
-                "with one row per rank."
+                f"cannot read the schedule file {os.fspath(text_or_path)!r}: {why}. Give the path of a CSV with one row "
+                "per rank."
             ) from error
         try:
             return cls.from_csv(text + "\n")
@@ -137,7 +149,7 @@ class Schedule:
 
 def is_path(text_or_path: str | os.PathLike[str]) -> bool:
     """Whether the argument names a CSV file, rather than being a table or a schedule's name."""
-    return isinstance(text_or_path, os.PathLike) or (text_or_path.endswith(".csv") and "\n" not in text_or_path)
+    return isinstance(text_or_path, os.PathLike) or (text_or_path.lower().endswith(".csv") and "\n" not in text_or_path)
 
 
 def _at(starts: Mapping[Op, int], row: Row, num_ticks: int) -> Row:

@@ -1,9 +1,15 @@
 """Rows of ops as text: the CSV of schedule files, and the grid that `str(schedule)` shows."""
 
-from jaxpipe.errors import ScheduleError
-from jaxpipe.schedules.op import Op, Row, Rows
+import re
 
-_FOREIGN = ("SEND", "RECV", "SHARD", "REDUCE_GRAD", "OVERLAP")
+from jaxpipe.errors import ScheduleError
+from jaxpipe.schedules.op import Op, Rows
+
+# What torch.distributed.pipelining writes beside the ops. Here it follows from them: what a stage sends and receives, when
+# its weights are gathered, and when gradients are summed over the data ranks.
+_BY_ITSELF = re.compile(r"\d{1,9}((UNSHARD|RESHARD|REDUCE_GRAD)\d{0,9}|(SEND|RECV)_[FB]\d{1,9})", re.ASCII)
+_OVERLAP = re.compile(r"\(([^()]*)\)\s*OVERLAP_F_B", re.ASCII)
+_ORDER = "FBIW"  # in an overlapped pair; I comes before W because W needs it
 
 
 def rows_to_csv(rows: Rows) -> str:
@@ -14,13 +20,59 @@ def rows_to_csv(rows: Rows) -> str:
 def rows_from_csv(text: str) -> Rows:
     """The inverse of `rows_to_csv`. Rows may have different lengths; spaces and quotes around a cell are ignored.
 
-    The grammar is that of torch.distributed.pipelining's compute-only files. Its files with communication cells are
-    refused: here the transfers follow from the ops.
+    The files of torch.distributed.pipelining are read too, with or without communication. Cells of what happens here by
+    itself are taken out, and an overlapped pair such as `(0F3;3B1)OVERLAP_F_B` is its forward, then its backward.
+
+    Raises:
+      ScheduleError: naming the row and column, as they are in the file, of a cell that is none of these, that is there
+        twice, or that puts a stage on a second rank.
     """
     lines = text.removeprefix("\ufeff").rstrip().splitlines()
     if not lines:
         raise ScheduleError("the CSV is empty; it needs one row per rank, with cells such as 0F3.")
-    return tuple(_parse_row(line, rank) for rank, line in enumerate(lines))
+    rows: list[tuple[Op | None, ...]] = []
+    place_of: dict[Op, str] = {}
+    rank_of: dict[int, int] = {}
+    for rank, line in enumerate(lines):
+        row: list[Op | None] = []
+        for column, cell in enumerate(line.split(",")):
+            where = f"row {rank}, column {column}"
+            ops = _parse_cell(cell.strip(' \t"'), where)
+            row += ops
+            for op in filter(None, ops):
+                if op in place_of:
+                    raise ScheduleError(
+                        f"{where}: {op} occurs twice, here and in {place_of[op]}; every op must occur once. Remove one of "
+                        "them."
+                    )
+                place_of[op] = where
+                _check_rank(op, rank, where, rank_of)
+        rows.append(tuple(row))
+    _check_numbering(place_of)
+    return tuple(rows)
+
+
+def _check_numbering(place_of: dict[Op, str]) -> None:
+    """The one fault that is common: torch's Schedule1F1B writes the forwards of the last rank so."""
+    forwards: dict[int, list[int]] = {}
+    for op in place_of:
+        if op.kind == "F":
+            forwards.setdefault(op.stage, []).append(op.micro_batch)
+    for stage, found in forwards.items():
+        if sorted(found) == list(range(1, len(found) + 1)) and any(0 in others for others in forwards.values()):
+            odd = Op("F", stage, len(found))
+            raise ScheduleError(
+                f"{place_of[odd]}: {odd} is one too many: the forwards of stage {stage} are numbered 1 to {len(found)}, "
+                f"but micro-batches count from 0. Write {stage}F0 to {stage}F{len(found) - 1}."
+            )
+
+
+def _check_rank(op: Op, rank: int, where: str, rank_of: dict[int, int]) -> None:
+    if rank_of.setdefault(op.stage, rank) != rank:
+        raise ScheduleError(
+            f"{where}: {op} puts stage {op.stage} on rank {rank}, but row {rank_of[op.stage]} has ops of stage {op.stage} "
+            "too. A stage lives on one rank: move the cell."
+        )
 
 
 def placement_of(rows: Rows) -> tuple[int, ...]:
@@ -28,15 +80,12 @@ def placement_of(rows: Rows) -> tuple[int, ...]:
     rank_of: dict[int, int] = {}
     for rank, row in enumerate(rows):
         for column, op in enumerate(row):
-            if op is not None and rank_of.setdefault(op.stage, rank) != rank:
-                raise ScheduleError(
-                    f"row {rank}, column {column}: {op} puts stage {op.stage} on rank {rank}, but row "
-                    f"{rank_of[op.stage]} has ops of stage {op.stage} too. A stage lives on one rank: move the cell."
-                )
+            if op is not None:
+                _check_rank(op, rank, f"row {rank}, column {column}", rank_of)
     for stage in range(len(rank_of)):
         if stage not in rank_of:
             raise ScheduleError(
-                f"no row has an op of stage {stage}, but there are {len(rank_of)} stages: {sorted(rank_of)}. Stages "
+                f"no row has an op of stage {stage}, but there are {len(rank_of)} stages: {_some(sorted(rank_of))}. Stages "
                 "count from 0 without a gap."
             )
     return tuple(rank_of[stage] for stage in range(len(rank_of)))
@@ -67,17 +116,33 @@ def _short(op: Op | None, show_stage: bool) -> str:
     return str(op) if show_stage else f"{op.kind}{op.micro_batch}"
 
 
-def _parse_row(line: str, rank: int) -> Row:
-    return tuple(_parse_cell(cell.strip(' \t"'), rank, column) for column, cell in enumerate(line.split(",")))
+def _some(numbers: list[int]) -> str:
+    return str(numbers) if len(numbers) <= 20 else f"{str(numbers[:20])[:-1]}, ...]"
 
 
-def _parse_cell(cell: str, rank: int, column: int) -> Op | None:
+def _parse_cell(cell: str, where: str) -> list[Op | None]:
+    """The ops of a cell: none if it is taken out, one, or those of an overlapped pair; `[None]` is an idle cell."""
     if not cell:
-        return None
+        return [None]
+    if _BY_ITSELF.fullmatch(cell):
+        return []
     try:
-        return Op.parse(cell)
+        if "OVERLAP" in cell or cell.startswith("("):
+            return _parse_pair(cell)
+        return [Op.parse(cell)]
     except ScheduleError as error:
-        hint = ""
-        if any(word in cell for word in _FOREIGN):
-            hint = " Communication and overlap cells are not read: export the compute-only table."
-        raise ScheduleError(f"row {rank}, column {column}: {error}{hint}") from None
+        raise ScheduleError(f"{where}: {error}") from None
+
+
+def _parse_pair(cell: str) -> list[Op | None]:
+    match = _OVERLAP.fullmatch(cell)
+    if match is None:
+        raise ScheduleError(f"{cell[:80]!r} is not an overlapped pair; write (0F3;3B1)OVERLAP_F_B.")
+    ops = sorted((Op.parse(part.strip()) for part in match[1].split(";")), key=lambda op: _ORDER.index(op.kind))
+    kinds = "".join(op.kind for op in ops)
+    if kinds not in ("FB", "FI", "FW", "FIW"):
+        raise ScheduleError(
+            f"{cell[:80]!r} overlaps {' and '.join(map(str, ops))}; a pair is one forward and one backward, the latter as "
+            "B, I, W, or I and W."
+        )
+    return [*ops]

@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from jaxpipe.errors import ConfigError
+from jaxpipe.scalars import as_integer, show
 from jaxpipe.schedules.registry import TRAINING
 from jaxpipe.schedules.table import Schedule, is_path
 from jaxpipe.training import deepspeed
-from jaxpipe.training.checks import check_remat, did_you_mean, is_count, is_number
+from jaxpipe.training.checks import check_remat, count, did_you_mean, number_above_0
 
 __all__ = ["Config"]
 
@@ -47,23 +48,22 @@ class Config:
     steps_per_print: int | None = None
 
     def __post_init__(self):
-        if not is_count(self.num_micro_batches):
-            raise ConfigError(f"num_micro_batches={self.num_micro_batches!r} must be an integer, 1 or more.")
+        self._set("num_micro_batches", count("num_micro_batches", self.num_micro_batches))
         self._check_schedule()
-        check_remat(self.remat)
-        clip = self.gradient_clipping
-        if clip is not None and not (is_number(clip) and clip > 0):
-            raise ConfigError(
-                f"gradient_clipping={clip!r} must be a finite number above 0, the largest norm a gradient may have. "
-                "Use None for no clipping."
-            )
-        if self.steps_per_print is not None and not is_count(self.steps_per_print):
-            raise ConfigError(
-                f"steps_per_print={self.steps_per_print!r} must be an integer, 1 or more. Use None to print nothing."
-            )
+        self._set("remat", check_remat(self.remat))
+        if self.gradient_clipping is not None:
+            more = ", the largest norm a gradient may have. Use None for no clipping."
+            self._set("gradient_clipping", number_above_0("gradient_clipping", self.gradient_clipping, more))
+        if self.steps_per_print is not None:
+            more = " Use None to print nothing."
+            self._set("steps_per_print", count("steps_per_print", self.steps_per_print, more))
         self._refuse("compute_dtype", None, "leave it out, and cast inside the layers where lower precision is wanted")
         self._refuse("loss_scale", None, "leave it out; float32 and bfloat16 need no loss scale")
         self._refuse("zero_stage", 0, "leave it out; every data rank keeps the whole optimizer state of its stage")
+        self._set("zero_stage", 0)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     def _check_schedule(self) -> None:
         # Whether the table fits the mesh is not decided here: the number of stages is not a setting.
@@ -75,16 +75,16 @@ class Config:
         else:
             return
         raise ConfigError(
-            f"schedule={schedule!r} {problem} It must be one of {', '.join(map(repr, TRAINING))}, a Schedule "
+            f"schedule={show(schedule)} {problem} It must be one of {', '.join(map(repr, TRAINING))}, a Schedule "
             "(jaxpipe.schedules makes them), or the path of a .csv file."
         )
 
     def _refuse(self, name: str, default: int | None, way_out: str) -> None:
         value = getattr(self, name)
-        # `is not`, because False == 0, and a dtype may compare in odd ways.
-        if value is not default:
+        # No `==`: False == 0, and a dtype may compare in odd ways.
+        if value is not default and (default is None or as_integer(value) != default):
             raise ConfigError(
-                f"{name}={value!r} is not available yet in this version of jaxpipe: only {default!r} is. "
+                f"{name}={show(value)} is not available yet in this version of jaxpipe: only {default!r} is. "
                 f"The name is reserved; {way_out}."
             )
 
@@ -107,7 +107,7 @@ class Config:
         for key in value:
             if key not in known:
                 hint = did_you_mean(key, known)
-                raise ConfigError(f"config: unknown key {key!r}.{hint} Known keys: {', '.join(known)}.")
+                raise ConfigError(f"config: unknown key {show(key)}.{hint} Known keys: {', '.join(known)}.")
         return cls(**value)
 
     @classmethod

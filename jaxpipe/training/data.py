@@ -1,7 +1,7 @@
 """From an iterator of micro-batches to one batch on the mesh, with leaves [M, B, ...]."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,20 +10,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import DataError
+from jaxpipe.executor.batch import check_micro_batch
+from jaxpipe.executor.leaves import Batch, appearance, check_pair, difference
 from jaxpipe.mesh import DATA, data_size
-from jaxpipe.model.shapes import aval, describe, signature
+from jaxpipe.model.shapes import aval, signature
 
-Tree = Any
-Batch = tuple[Tree, Tree]
+Check = Callable[[Batch], None]
 
 
-def pull(data_iter: Iterator[Batch], num_micro_batches: int) -> list[Batch]:
+def pull(data_iter: Iterator[Batch], num_micro_batches: int, check: Check) -> list[Batch]:
     """Takes M micro-batches from an iterator.
 
     Raises:
-      DataError: it is no iterator, ends early, or yields something else than pairs.
+      DataError: it is no iterator, ends early, or yields something else than pairs; or of `check`.
     """
-    items = take(data_iter, num_micro_batches)
+    items = take(data_iter, num_micro_batches, check)
     if len(items) < num_micro_batches:
         raise DataError(
             f"data_iter ended after {len(items)} of {num_micro_batches} micro-batches. Nothing was computed and the state "
@@ -33,14 +34,16 @@ def pull(data_iter: Iterator[Batch], num_micro_batches: int) -> list[Batch]:
 
 
 def pull_batch(data_iter: Iterator[Batch], num_micro_batches: int, mesh: Mesh) -> Batch:
-    """M micro-batches of one shape as a batch on the mesh; raises DataError as `pull` and `check_alike` do."""
-    items = pull(data_iter, num_micro_batches)
-    check_alike(items)
-    return stack(items, mesh)
+    """M micro-batches of one shape as a batch on the mesh, looked at before they go there.
+
+    Raises:
+      DataError: as `pull` and `check_micro_batch` do, or two micro-batches are unlike.
+    """
+    return stack(pull(data_iter, num_micro_batches, check_for_training(mesh)), mesh)
 
 
-def take(data_iter: Iterator[Batch], most: int) -> list[Batch]:
-    """Takes up to `most` micro-batches from an iterator; fewer only where it ends."""
+def take(data_iter: Iterator[Batch], most: int, check: Check) -> list[Batch]:
+    """Takes up to `most` micro-batches from an iterator, each looked at before the next; fewer only where it ends."""
     if not hasattr(data_iter, "__next__"):
         raise DataError(
             f"data_iter is a {type(data_iter).__name__}, not an iterator: each call would start it over. "
@@ -48,49 +51,63 @@ def take(data_iter: Iterator[Batch], most: int) -> list[Batch]:
         )
     items: list[Batch] = []
     for item in itertools.islice(data_iter, most):
-        if not isinstance(item, (tuple, list)) or len(item) != 2:
-            kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
+        try:
+            pair = check_pair(item, "is", " It yields pairs (inputs, labels).")
+            check(pair)
+        except DataError as error:
             raise DataError(
-                f"Micro-batch {len(items)} of data_iter is a {kind}. It yields pairs (inputs, labels); labels may be None "
-                "where nothing needs them."
-            )
-        items.append((item[0], item[1]))
+                f"Micro-batch {len(items)} of data_iter{_joint(str(error))} ({len(items) + 1} of {most} micro-batches were "
+                "taken from data_iter. Nothing was computed, and the state is unchanged.)"
+            ) from error
+        items.append(pair)
     return items
 
 
-def check_alike(items: Sequence[Batch]) -> None:
-    """Raises DataError unless all micro-batches have one shape."""
-    first = signature(items[0])
-    for index, item in enumerate(items):
-        if signature(item) != first:
-            raise DataError(
-                f"Micro-batch {index} of data_iter is {describe(item)}, but micro-batch 0 is {describe(items[0])}. All "
-                "micro-batches of one training step have one shape: pad the odd one, or drop it."
-            )
+def _joint(text: str) -> str:
+    """Whether a message goes on the sentence, or is one of its own."""
+    return f" {text}" if text.startswith("is ") else f": {text}"
+
+
+def check_for_training(mesh: Mesh) -> Check:
+    """Micro-batch after micro-batch: each fits the data ranks, and all are of one shape."""
+    rule = "All micro-batches of one training step have one shape: pad the odd one, or drop it."
+    return _check(lambda item: check_micro_batch(item, mesh), rows_too=True, rule=rule)
+
+
+def check_for_evaluation(mesh: Mesh, needs_labels: bool) -> Check:
+    """Micro-batch after micro-batch: they may differ in their rows; labels that are not needed are not looked at."""
+    rule = "In one evaluation micro-batches may differ in the number of rows, their first dim, and in nothing else."
+    check = _check(lambda item: check_micro_batch(item, mesh, any_rows=True), rows_too=False, rule=rule)
+    return check if needs_labels else lambda item: check((item[0], None))
+
+
+def _check(one: Check, rows_too: bool, rule: str) -> Check:
+    """Looks at the first micro-batch with care, and at the others too unless they look just the same."""
+    first: list[Batch] = []
+    seen: set[Any] = set()
+
+    def check(item: Batch) -> None:
+        looks = appearance(item)
+        if looks is not None and looks in seen:
+            return
+        one(item)
+        first.append(item)
+        if odd := difference(item, first[0], rows_too):
+            raise DataError(f"is {odd[0]}, but micro-batch 0 is {odd[1]}. {rule}")
+        seen.add(looks)
+
+    return check
 
 
 def group(items: Sequence[Batch]) -> list[list[Batch]]:
-    """Neighbours of one shape together; their shapes may differ in the rows only.
-
-    Raises:
-      DataError: they differ in something else.
-    """
+    """Neighbours of one shape together."""
     groups: list[list[Batch]] = []
-    for index, item in enumerate(items):
+    for item in items:
         if groups and signature(groups[-1][0]) == signature(item):
             groups[-1].append(item)
-            continue
-        if groups and _row_signature(item) != _row_signature(items[0]):
-            raise DataError(
-                f"Micro-batch {index} of data_iter is {describe(item)}, but micro-batch 0 is {describe(items[0])}. In one "
-                "evaluation micro-batches may differ in the number of rows, their first dim, and in nothing else."
-            )
-        groups.append([item])
+        else:
+            groups.append([item])
     return groups
-
-
-def _row_signature(item: Batch) -> Any:
-    return signature(jax.tree.map(lambda a: jax.ShapeDtypeStruct(aval(a).shape[1:], aval(a).dtype), item))
 
 
 def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
@@ -100,8 +117,7 @@ def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
     """
     batches = []
     for alike in group(items):
-        rows = {aval(leaf).shape[0] if aval(leaf).shape else 0 for leaf in jax.tree.leaves(alike[0])}
-        if all(count and count % data_size(mesh) == 0 for count in rows):
+        if aval(jax.tree.leaves(alike[0])[0]).shape[0] % data_size(mesh) == 0:
             batches.append(stack(alike, mesh))
         else:
             batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *alike))
@@ -114,6 +130,8 @@ def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
 
     def one(*leaves: Any) -> jax.Array:
         if isinstance(leaves[0], jax.Array) and jax.process_count() == 1:
+            if any(isinstance(leaf, jax.Array) and leaf.sharding != leaves[0].sharding for leaf in leaves):
+                leaves = tuple(jax.device_put(leaf, leaves[0].sharding) for leaf in leaves)  # from where it is
             return jax.device_put(jnp.stack(leaves), sharding)  # np.stack would wait for the device
         stacked = np.stack(leaves)
         if jax.process_count() > 1:

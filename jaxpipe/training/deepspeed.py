@@ -10,13 +10,15 @@
                                                 default: there DeepSpeed looks at its PipelineModule, not at this file.
                                                 It decides about memory and speed, never about results
 
-Three things can happen to any other key. It is *ignored* with a warning if its job is done elsewhere or not needed;
-*refused* if leaving it out would silently train something else; *unknown* otherwise. DeepSpeed itself takes any key
-without a word, so a misspelt one has no effect there; here it is an error. Keys that are switched off
-(`false`, `null`, `{"enabled": false}`) pass in silence.
+Three things can happen to any other key, also to one inside a section (`jaxpipe.training.deepspeed_keys` has them all). It
+is *ignored* with a warning if its job is done elsewhere or not needed; *refused* if leaving it out would silently train
+something else; *unknown* otherwise. DeepSpeed itself takes any key at the top without a word, so a misspelt one has no
+effect there; here it is an error. Keys that ask for nothing (`false`, `null`, `{"enabled": false}`, DeepSpeed's own
+default) pass in silence.
 """
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -24,104 +26,38 @@ from pathlib import Path
 from typing import Any
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.training.checks import did_you_mean, is_count
+from jaxpipe.scalars import as_count, as_integer, as_number, show
+from jaxpipe.training.checks import did_you_mean
+from jaxpipe.training.deepspeed_keys import IGNORED, KEYS, MAPPED, ONLY, REFUSED, SWITCHED_OFF
 
 __all__ = ["read"]
-
-MAPPED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "steps_per_print",
-    "pipeline",
-    "zero_optimization",
-)
-
-PROFILE, LOG, DATA = "use jax.profiler", "log the values train_batch returns", "prepare the data before train_batch"
-NETWORK, CHECKPOINT = "XLA plans the communication", "see save_checkpoint and load_checkpoint"
-MESH, NO_NEED = "give make_mesh further axes", "not needed in JAX"
-
-IGNORED = {
-    "optimizer": "pass an optax optimizer to initialize",
-    "scheduler": "give the optax optimizer a learning rate schedule",
-    **dict.fromkeys(("tensorboard", "wandb", "comet", "csv_monitor", "log_level"), LOG),
-    **dict.fromkeys(("wall_clock_breakdown", "memory_breakdown", "flops_profiler", "comms_logger"), PROFILE),
-    **dict.fromkeys(("timers", "dump_state", "autotuning", "eigenvalue"), PROFILE),
-    **dict.fromkeys(("dataloader_drop_last", "data_efficiency", "curriculum_learning"), DATA),
-    **dict.fromkeys(("communication_data_type", "seq_parallel_comm_data_type", "prescale_gradients"), NETWORK),
-    **dict.fromkeys(("gradient_predivide_factor", "sparse_gradients", "disable_allgather"), NETWORK),
-    **dict.fromkeys(("checkpoint", "nebula"), CHECKPOINT),
-    **dict.fromkeys(("tensor_parallel", "sequence_parallel_size", "use_data_before_expert_parallelism"), MESH),
-    **dict.fromkeys(("aio", "compile", "graph_harvesting", "hybrid_engine", "vocabulary_size"), NO_NEED),
-    **dict.fromkeys(("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer"), NO_NEED),
-    "activation_checkpointing": "use Config's remat",
-}
-
-PIPELINE_IGNORED = {
-    "stages": "DeepSpeed does not read it either; make_mesh(pipe=...) decides",
-    "partition": "DeepSpeed does not read it either; PipelineModule(partition_method=...) decides",
-    "seed_layers": "DeepSpeed does not read it either; every layer draws from its own key here",
-    "pipe_partitioned": NETWORK,
-    "grad_partitioned": NETWORK,
-    "use_reentrant": NO_NEED,
-}
-
-REFUSED = (
-    "fp16",
-    "bf16",
-    "bfloat16",
-    "amp",
-    "torch_autocast",
-    "progressive_layer_drop",
-    "compression_training",
-    "quantize_training",
-    "weight_quantization",
-    "sparse_attention",
-    "elasticity",
-)
-
-# Their usual values are spelt out in many files; every other value trains something else.
-ONLY = {"managed_gradient_accumulation": (True,), "gradient_allreduce_op": ("mean",)}
 
 
 def read(source: Mapping[str, Any] | str | os.PathLike[str], *, data: int = 1) -> dict[str, Any]:
     """Keyword arguments for `Config`; the arguments and errors are described at `Config.from_deepspeed`."""
-    if not is_count(data):
-        raise ConfigError(f"data={data!r} must be the number of data ranks, 1 or more.")
-    config = source if isinstance(source, Mapping) else _load(Path(source))
+    ranks = as_count(data)
+    if ranks is None:
+        raise ConfigError(f"data={show(data)} must be the number of data ranks, 1 or more.")
+    if not isinstance(source, (Mapping, str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConfigError(
+            f"from_deepspeed({show(source)}): expected a DeepSpeed configuration as a dict, or the path of its JSON file."
+        )
+    config = source if isinstance(source, Mapping) else _load(source)
     ignored: dict[str, str] = {}
-
-    known = (*MAPPED, *IGNORED, *REFUSED, *ONLY, "data_types")
+    tops = [name for name in (*MAPPED, *IGNORED, *REFUSED, *ONLY) if "." not in name]
     for key, value in config.items():
-        if key not in known:
-            hint = did_you_mean(key, known)
-            raise ConfigError(f"DeepSpeed configuration: unknown key {key!r}.{hint} Correct it, or take it out.")
-        if key in REFUSED and _is_on(value):
-            raise _not_available(f"{key}={value!r}", 'Take it out, or set "enabled": false in it')
-        if key in ONLY and value not in ONLY[key]:
-            raise _not_available(f"{key}={value!r}", f"Take it out, or use {ONLY[key][0]!r}")
-        if key in IGNORED and _is_on(value):
-            ignored[key] = IGNORED[key]
+        if key not in tops:
+            hint = did_you_mean(key, tops)
+            raise ConfigError(f"DeepSpeed configuration: unknown key {show(key)}.{hint} Correct it, or take it out.")
+        _judge(key, value, ignored)
 
+    interval = _section(config, "pipeline").get("activation_checkpoint_interval")
     fields: dict[str, Any] = {
-        "num_micro_batches": _num_micro_batches(config, data),
-        # `or None`: DeepSpeed's way to switch clipping off is 0.
-        "gradient_clipping": config.get("gradient_clipping", 1.0) or None,
-        "steps_per_print": config.get("steps_per_print"),
+        "num_micro_batches": _num_micro_batches(config, ranks),
+        "gradient_clipping": _clipping(config.get("gradient_clipping", 1.0)),
+        "steps_per_print": _never(config.get("steps_per_print")),
+        **({} if interval is None else {"remat": _remat(interval)}),
     }
-    _check_precision(config)
-    pipeline = _section(config, "pipeline")
-    for key, value in pipeline.items():
-        if key == "activation_checkpoint_interval":
-            fields["remat"] = _remat(value)
-        elif key not in PIPELINE_IGNORED:
-            known = ("activation_checkpoint_interval", *PIPELINE_IGNORED)
-            hint = did_you_mean(key, known)
-            raise ConfigError(f"DeepSpeed configuration, section pipeline: unknown key {key!r}.{hint} Take it out.")
-        elif _is_on(value):
-            ignored[f"pipeline.{key}"] = PIPELINE_IGNORED[key]
-
     if ignored:
         listed = "; ".join(f"{key}: {reason}" for key, reason in ignored.items())
         # Level 3 is the caller of Config.from_deepspeed.
@@ -129,7 +65,60 @@ def read(source: Mapping[str, Any] | str | os.PathLike[str], *, data: int = 1) -
     return fields
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _judge(name: str, value: Any, ignored: dict[str, str]) -> None:
+    """Decides about a key, `section.key` inside a section: raises, or adds to what is ignored, or says nothing."""
+    if name == "zero_optimization":
+        _check_stage(value)
+    if name == "data_types" and value is not None:
+        _check_section(name, value)
+        for key, dtype in value.items():
+            if dtype not in (None, "fp32", "float32"):
+                raise _not_available(f"data_types.{key}={show(dtype)}", "Use 'fp32'")
+    elif name in REFUSED and _is_on(value):
+        raise _not_available(f"{name}={show(value)}", 'Take it out, or set "enabled": false in it')
+    elif name in ONLY and value not in ONLY[name]:
+        raise _not_available(f"{name}={show(value)}", f"Take it out, or use {ONLY[name][0]!r}")
+    if name in KEYS and isinstance(value, Mapping):
+        _check_section(name, value)
+    elif name == "pipeline" and value is not None:
+        _check_section(name, value)
+    if name in IGNORED:
+        if _is_on(value) and not (name in KEYS and _asks_for_nothing(name, value)):
+            ignored[name] = IGNORED[name]
+    elif isinstance(value, Mapping) and (name == "pipeline" or name in SWITCHED_OFF):
+        for key, inner in value.items():
+            path, default = f"{name}.{key}", KEYS.get(name, {}).get(key)
+            if key != "enabled" and inner and not _same(inner, default):
+                _judge(path, inner, ignored)
+                if name in SWITCHED_OFF and not (path in KEYS and _asks_for_nothing(path, inner)):
+                    ignored[path] = SWITCHED_OFF[name]
+
+
+def _check_section(name: str, value: Any) -> None:
+    """Raises ConfigError for what is no section, and for a key that DeepSpeed does not have in it."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"DeepSpeed configuration: {name}={show(value)} must be a section {{...}}.")
+    for key in value:
+        if key not in KEYS[name]:
+            hint = did_you_mean(key, KEYS[name])
+            raise ConfigError(
+                f"DeepSpeed configuration, section {name}: unknown key {show(key)}.{hint} Correct it, or take it out."
+            )
+
+
+def _asks_for_nothing(name: str, section: Any) -> bool:
+    return isinstance(section, Mapping) and all(
+        not _is_on(value) or _same(value, KEYS[name].get(key)) for key, value in section.items()
+    )
+
+
+def _same(value: Any, default: Any) -> bool:
+    return isinstance(value, bool) == isinstance(default, bool) and bool(value == default)
+
+
+def _load(source: str | os.PathLike[str]) -> dict[str, Any]:
+    path = os.fspath(source)
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key in (keys := [key for key, _ in pairs]):
             if keys.count(key) > 1:
@@ -137,8 +126,17 @@ def _load(path: Path) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path with a zero byte
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            f"from_deepspeed({show(path)}): the file cannot be read: {why}. Pass the path of a JSON file, or a dict."
+        ) from error
+    try:
+        loaded = json.loads(text, object_pairs_hook=unique)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:  # numbers with thousands of digits are a ValueError, too
         raise ConfigError(f"{path} is not JSON: {error}. Comments and trailing commas are not allowed.") from error
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path} holds a JSON {type(loaded).__name__}; a DeepSpeed configuration is an object.")
@@ -148,10 +146,14 @@ def _load(path: Path) -> dict[str, Any]:
 def _num_micro_batches(config: Mapping[str, Any], data: int) -> int:
     def size(name: str) -> int | None:
         value = config.get(name)
-        if value is not None and not is_count(value):
+        if value is None:
+            return None
+        number = as_count(value)
+        if number is None:
             # "auto" is common: another library fills it in before DeepSpeed sees it.
-            raise ConfigError(f"DeepSpeed configuration: {name}={value!r} must be an integer, 1 or more.")
-        return value
+            auto = " Write the number that the trainer would have filled in." if value == "auto" else ""
+            raise ConfigError(f"DeepSpeed configuration: {name}={show(value)} must be an integer, 1 or more.{auto}")
+        return number
 
     total = size("train_batch_size")
     micro = size("train_micro_batch_size_per_gpu")
@@ -171,37 +173,44 @@ def _num_micro_batches(config: Mapping[str, Any], data: int) -> int:
     )
 
 
-def _check_precision(config: Mapping[str, Any]) -> None:
-    zero = config.get("zero_optimization")
+def _clipping(value: object) -> object:
+    """DeepSpeed's way to switch clipping off is 0."""
+    return None if value is None or value is False or as_number(value) == 0 else value
+
+
+def _never(steps: object) -> object:
+    """Other libraries write infinity where nothing is to be printed."""
+    return None if isinstance(steps, float) and math.isinf(steps) and steps > 0 else steps
+
+
+def _check_stage(zero: Any) -> None:
+    if zero is not None and not isinstance(zero, (bool, Mapping)):
+        raise ConfigError(f"DeepSpeed configuration: zero_optimization={show(zero)} must be a section {{...}}.")
     # Early DeepSpeed wrote true for stage 1.
-    stage = int(zero) if isinstance(zero, bool) else _section(config, "zero_optimization").get("stage", 0)
-    if stage != 0:
-        raise _not_available(f"zero_optimization.stage={stage!r}", "Use stage 0")
-    for key, value in _section(config, "data_types").items():
-        if value not in (None, "fp32", "float32"):
-            raise _not_available(f"data_types.{key}={value!r}", "Use 'fp32'")
+    stage = int(zero) if isinstance(zero, bool) else (zero or {}).get("stage", 0)
+    if isinstance(stage, bool) or as_integer(stage) != 0:
+        raise _not_available(f"zero_optimization.stage={show(stage)}", "Use stage 0")
 
 
 def _remat(interval: object) -> str | int:
-    if interval == 0 and interval is not False:
-        return "none"
-    if isinstance(interval, int) and is_count(interval):
-        return interval
-    raise ConfigError(
-        f"DeepSpeed configuration: pipeline.activation_checkpoint_interval={interval!r} must be an integer, 0 or more."
-    )
+    number = as_integer(interval)
+    if number is None or number < 0:
+        raise ConfigError(
+            f"DeepSpeed configuration: pipeline.activation_checkpoint_interval={show(interval)} must be an integer, 0 or "
+            "more."
+        )
+    return number or "none"
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = config.get(key)
-    if value is not None and not isinstance(value, Mapping):
-        raise ConfigError(f"DeepSpeed configuration: {key}={value!r} must be a section {{...}}.")
-    return value or {}
+    return config.get(key) or {}
 
 
-def _is_on(value: object) -> bool:
+def _is_on(value: Any) -> bool:
     """Whether a key does anything: `false`, `null`, an empty section and one that is not enabled do nothing."""
-    return bool(value.get("enabled", True)) if isinstance(value, Mapping) and value else bool(value)
+    if isinstance(value, Mapping) and value:
+        return bool(value.get("enabled", value.get("device", True) != "none"))
+    return bool(value)
 
 
 def _not_available(what: str, way_out: str) -> ConfigError:

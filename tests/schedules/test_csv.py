@@ -57,8 +57,24 @@ def test_interleaved_zero_bubble_table():
         ("", "the CSV is empty"),
         ("0F0,0f1", "row 0, column 1: '0f1' is not an op; write .* such as 0F3"),
         ("0F0\n1F0,,nan", "row 1, column 2: 'nan' is not an op"),
-        ("0F0,0SEND_F0\n1F0", "row 0, column 1: .* export the compute-only table"),
-        ("0F0,(0F1;0B0)OVERLAP_F_B", "row 0, column 1: .* overlap cells are not read"),
+        ("0F0,0UNSHARD,0SEND_G0\n1F0", "row 0, column 2: '0SEND_G0' is not an op"),
+        ("0F0,0SEND_F", "row 0, column 1: '0SEND_F' is not an op"),
+        ("0F0,SEND_F0", "row 0, column 1: 'SEND_F0' is not an op"),
+        ("0F0,0REDUCE_GRADS", "row 0, column 1: '0REDUCE_GRADS' is not an op"),
+        ("0F0,(0F1;0B0)", r"row 0, column 1: '\(0F1;0B0\)' is not an overlapped pair; write \(0F3;3B1\)OVERLAP_F_B"),
+        (
+            "0F0,(0F1;0F2)OVERLAP_F_B",
+            "row 0, column 1: .* overlaps 0F1 and 0F2; a pair is one forward and one backward",
+        ),
+        ("0F0,(0F1)OVERLAP_F_B", "row 0, column 1: .* a pair is one forward"),
+        ("0F0,()OVERLAP_F_B", "row 0, column 1: '' is not an op"),
+        ("0F0,(0F1;0SEND_F1)OVERLAP_F_B", "row 0, column 1: '0SEND_F1' is not an op"),
+        ("0F0,(0F1;0B0;0W0)OVERLAP_F_B", "row 0, column 1: .* a pair is one forward"),
+        ("(0F1;0B0)OVERLAP_F_B,0UNSHARD,0F1", "row 0, column 2: 0F1 occurs twice, here and in row 0, column 0"),
+        ("0F0,0SEND_F0,0F1\n0RECV_F0,0RECV_F1,(1F0;0B1)OVERLAP_F_B", "row 1, column 2: 0B1 puts stage 0 on rank 1"),
+        ("0F0,0F" + "9" * 5000, "row 0, column 1: .*is not an op"),
+        ("0F0,0SEND_F0,1F0,0B0,1B0\n", "deadlock: rank 0 is at 0B0 and waits for 1B0"),
+        ("0UNSHARD,0RESHARD\n", "with 1 rows and 0 stages is empty"),
         ("0F0\n0F1", "row 1, column 0: 0F1 puts stage 0 on rank 1, but row 0 has ops of stage 0 too"),
         ("0F0\n2F0", r"no row has an op of stage 1, but there are 2 stages: \[0, 2\]"),
         ("0F0\n\n1F0", "rank 1 holds no stage"),
@@ -76,3 +92,18 @@ def test_errors_of_a_file_name_it(tmp_path):
         Schedule.from_csv(path)
     with pytest.raises(ScheduleError, match=r"cannot read the schedule file .*missing\.csv': No such file"):
         Schedule.from_csv(str(tmp_path / "missing.csv"))
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_bytes("0F0,0B0\n".encode("utf-16"))
+    for name in (path, str(path)):
+        with pytest.raises(ScheduleError, match=r"bad\.csv': it is no UTF-8 text"):
+            Schedule.from_csv(name)
+    with pytest.raises(ScheduleError, match="Is a directory"):
+        Schedule.from_csv(tmp_path)
+    with pytest.raises(ScheduleError, match="cannot read the schedule file"):
+        Schedule.from_csv("a\0b.csv")
+    for value in (None, 5, b"0F0", ["0F0"], Schedule.from_csv("0F0")):
+        with pytest.raises(ScheduleError, match=r"Schedule\.from_csv\(.*expected the text of a table, or the path"):
+            Schedule.from_csv(value)

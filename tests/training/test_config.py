@@ -1,15 +1,26 @@
 """What a `Config` accepts and refuses, and how a DeepSpeed configuration becomes one."""
 
 import dataclasses
+import functools
 import json
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxpipe import schedules
 from jaxpipe.errors import ConfigError
 from jaxpipe.training.config import Config
+from jaxpipe.training.deepspeed_keys import KEYS
+
+
+def numbered(*cases):
+    """Cases that have nothing to be named after."""
+    return [pytest.param(*case, id=str(number)) for number, case in enumerate(cases)]
 
 
 def keep_dots(primitive, *_, **__):
@@ -347,6 +358,204 @@ def test_wrong_files(tmp_path, text, message):
         Config.from_deepspeed(path)
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        Config.from_deepspeed(tmp_path / "none.json")
+@pytest.mark.parametrize(
+    ("write", "message"),
+    numbered(
+        (
+            lambda path: None,
+            r"ds\.json'\): the file cannot be read: No such file or directory. Pass the path of a JSON",
+        ),
+        (lambda path: path.mkdir(), "the file cannot be read: Is a directory"),
+        (lambda path: path.write_bytes('{"steps_per_print": 1}'.encode("utf-16")), "cannot be read: 'utf-8' codec"),
+        (lambda path: path.write_text(""), "is not JSON"),
+        (lambda path: path.write_text('{"steps_per_print": ' + "9" * 5000 + "}"), "is not JSON"),
+        (lambda path: path.write_text("[" * 100_000), "is not JSON"),
+        (lambda path: path.write_text('{"gradient_clipping": 1e400}'), "gradient_clipping=inf must be a finite number"),
+        (lambda path: path.write_text('{"gradient_clipping": NaN}'), "gradient_clipping=nan must be a finite number"),
+        (lambda path: path.write_text('{"fp16": {"enabled": false, "enabled": true}}'), "'enabled' is given 2 times"),
+    ),
+)
+def test_files_that_cannot_be_read(tmp_path, write, message):
+    path = tmp_path / "ds.json"
+    write(path)
+    for name in (path, str(path)):
+        with pytest.raises(ConfigError, match=message):
+            Config.from_deepspeed(name)
+
+
+@pytest.mark.parametrize("source", [5, None, ["a.json"], b"ds.json", 1.5, "a\0b"])
+def test_what_is_no_deepspeed_configuration(source):
+    with pytest.raises(ConfigError, match=r"from_deepspeed\("):
+        Config.from_deepspeed(source)
+
+
+# In every section: what is misspelt, what would change the result, what is ignored, what asks for nothing.
+@pytest.mark.parametrize(
+    ("config", "message"),
+    numbered(
+        (
+            {"fp16": {"enabled": False, "auto_casts": True}},
+            "section fp16: unknown key 'auto_casts'. Did you mean",
+        ),
+        (
+            {"bf16": {"enable": False}},
+            "section bf16: unknown key 'enable'. Did you mean 'enabled'|bf16=.*not available yet",
+        ),
+        (
+            {"activation_checkpointing": {"profiles": True}},
+            "section activation_checkpointing: .*Did you mean 'profile'",
+        ),
+        ({"optimizer": {"tipe": "Adam"}}, "section optimizer: unknown key 'tipe'. Did you mean 'type'"),
+        ({"scheduler": {"parms": {}}}, "section scheduler: .*Did you mean 'params'"),
+        ({"flops_profiler": {"enabled": False, "profil_step": 1}}, "section flops_profiler: .*'profile_step'"),
+        ({"data_types": {"grad_accum_type": "fp32"}}, "section data_types: .*Did you mean 'grad_accum_dtype'"),
+        ({"data_types": 5}, r"data_types=5 must be a section \{...\}"),
+        ({"zero_optimization": {"stage": 0, "overlap_com": True}}, "section zero_optimization: .*'overlap_comm'"),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "none", "x": 1}}},
+            "unknown key 'x'",
+        ),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer=.*not available",
+        ),
+        (
+            {"zero_optimization": {"offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param=.*not available",
+        ),
+        ({"zero_optimization": {"cpu_offload": True}}, "zero_optimization.cpu_offload=True is not available yet"),
+        ({"zero_optimization": {"zero_quantized_gradients": True}}, "zero_quantized_gradients=True is not available"),
+        ({"zero_optimization": {"stage": "auto"}}, "zero_optimization.stage='auto' is not available yet"),
+        ({"zero_optimization": {"stage": False}}, "zero_optimization.stage=False is not available yet"),
+        ({"train_batch_size": "auto"}, "train_batch_size='auto' must be .* Write the number that the trainer would"),
+        ({5: 1}, "unknown key 5"),
+        ({"gradient_clipping": 10**400}, "gradient_clipping=.* must be a finite number"),
+        ({"gradient_clipping": []}, r"gradient_clipping=\[\] must be a finite number"),
+    ),
+)
+def test_keys_inside_of_sections(config, message):
+    with pytest.raises(ConfigError, match=message):
+        Config.from_deepspeed(config)
+
+
+def test_keys_inside_of_sections_are_ignored_with_a_warning():
+    config = {
+        "fp16": {"enabled": False, "auto_cast": True, "loss_scale": 128, "initial_scale_power": 16},
+        "bf16": {"enabled": False, "check_grad_overflow": True},
+        "torch_autocast": {"enabled": False, "dtype": "bfloat16"},
+        "zero_optimization": {
+            "stage": 0,
+            "overlap_comm": True,
+            "stage3_max_live_parameters": 1e8,
+            "offload_optimizer": {"device": "none", "pin_memory": True},
+            "offload_param": {"device": "none"},
+        },
+        "activation_checkpointing": {"cpu_checkpointing": True},
+        "elasticity": {"enabled": False, "max_train_batch_size": 2000},
+    }
+    with pytest.warns(UserWarning) as caught:
+        assert Config.from_deepspeed(config) == Config(gradient_clipping=1.0)
+    (warning,) = caught
+    named = {part.split(": ")[0] for part in str(warning.message).split("configuration: ")[1].split("; ")}
+    assert named == {
+        "fp16.auto_cast",
+        "fp16.loss_scale",
+        "bf16.check_grad_overflow",
+        "torch_autocast.dtype",
+        "zero_optimization.overlap_comm",
+        "zero_optimization.stage3_max_live_parameters",
+        "zero_optimization.offload_optimizer",
+        "activation_checkpointing",
+        "elasticity.max_train_batch_size",
+    }
+
+
+def test_defaults_of_deepspeed_ask_for_nothing():
+    config = {
+        section: {key: value for key, value in keys.items() if section != "pipeline"}
+        for section, keys in KEYS.items()
+        if "." not in section
+    }
+    config["steps_per_print"] = float("inf")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Config.from_deepspeed(config) == Config(gradient_clipping=1.0)
+
+
+# numbers of other libraries --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint32, np.array, jnp.int32])
+def test_integers_of_other_libraries(kind):
+    config = Config(num_micro_batches=kind(4), steps_per_print=kind(10), remat=kind(2), gradient_clipping=kind(3))
+    assert config == Config(num_micro_batches=4, steps_per_print=10, remat=2, gradient_clipping=3)
+    assert {type(config.num_micro_batches), type(config.steps_per_print), type(config.remat)} == {int}
+    assert Config.from_deepspeed({"gradient_accumulation_steps": kind(4)}, data=kind(1)).num_micro_batches == 4
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.array, jnp.asarray, Fraction])
+def test_floats_of_other_libraries(kind):
+    clip = Config(gradient_clipping=kind(0.5)).gradient_clipping
+    assert clip == 0.5 and type(clip) is float
+
+
+@pytest.mark.parametrize("name", ["num_micro_batches", "steps_per_print"])
+@pytest.mark.parametrize(
+    "value", [np.bool_(True), np.float32(4), 4.5, np.array([4]), np.int64(0), "4", -1, 1j], ids=repr
+)
+def test_what_is_no_count(name, value):
+    with pytest.raises(ConfigError, match=rf"{name}=.* must be an integer, 1 or more"):
+        Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "value", numbered(*[(x,) for x in (10**400, 10**5000, np.nan, np.inf, 0, -1, True, np.bool_(True), "1", [1.0], 1j)])
+)
+def test_what_is_no_norm(value):
+    with pytest.raises(ConfigError, match=r"gradient_clipping=.* must be a finite number above 0"):
+        Config(gradient_clipping=value)
+
+
+# remat ------------------------------------------------------------------------------------------------------------------
+
+POLICIES = jax.checkpoint_policies
+
+
+@pytest.mark.parametrize(
+    ("remat", "message"),
+    numbered(
+        (print, "It is a builtin function"),
+        (len, "It is a builtin function"),
+        (functools.partial(print, 1), "It is a builtin function"),
+        (dict, "dict is a class"),
+        (np.add, "remat="),
+        (jax.nn.relu, "A policy is called as policy"),
+        (lambda x: x, "A policy is called as policy"),
+        (lambda primitive, *arrays: True, "A policy is called as policy"),
+        (POLICIES.save_only_these_names, "save_only_these_names makes a policy: call it"),
+        (POLICIES.save_any_names_but_these, "save_any_names_but_these makes a policy"),
+        (POLICIES.save_from_both_policies, "save_from_both_policies makes a policy"),
+        ("layers", "Did you mean 'layer'"),
+        (0, "remat=0"),
+        (True, "remat=True"),
+        (1.0, "remat=1.0"),
+        (None, "remat=None"),
+    ),
+)
+def test_what_is_no_policy(remat, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(remat=remat)
+
+
+def test_policies():
+    for remat in (
+        POLICIES.dots_saveable,
+        POLICIES.everything_saveable,
+        POLICIES.nothing_saveable,
+        POLICIES.checkpoint_dots_with_no_batch_dims,
+        POLICIES.save_only_these_names("a"),
+        POLICIES.save_from_both_policies(POLICIES.dots_saveable, POLICIES.save_only_these_names("a")),
+        lambda primitive, *_, **__: False,
+        functools.partial(lambda flag, primitive, *_, **__: flag, True),
+    ):
+        assert Config(remat=remat).remat is remat
