@@ -56,7 +56,9 @@ def one(name: str, tx: optax.GradientTransformation, size: model.Size, stages: i
     calls = []
     for label, mine, tree in (("by layer", pipe.optimizer(tx), params), ("stacks", tx, params), ("plain", tx, layers)):
         lies = {a.shape: a.sharding for a in jax.tree.leaves(tree)}  # moments lie as their params do
-        state = jax.tree.map(lambda a, lies=lies: jax.device_put(a, lies.get(a.shape)), jax.jit(mine.init)(tree))
+        rest = jax.sharding.NamedSharding(pipe.mesh, jax.sharding.PartitionSpec()) if tree is params else None
+        state = jax.jit(mine.init)(tree)
+        state = jax.tree.map(lambda a, lies=lies, rest=rest: jax.device_put(a, lies.get(a.shape, rest)), state)
         shardings = jax.tree.map(lambda a: a.sharding, (tree, state))
 
         @functools.partial(jax.jit, out_shardings=shardings)
