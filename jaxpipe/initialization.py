@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxpipe.engine import Engine
 from jaxpipe.errors import DataError
 from jaxpipe.mesh import data_size
+from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.shapes import aval, describe
 from jaxpipe.pipeline import Batch, Pipeline
@@ -23,7 +24,7 @@ def initialize(
     mesh: Mesh,
     example: Batch,
     config: Config | Mapping[str, Any] | None = None,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     layers: Sequence[Any] | None = None,
 ) -> Engine:
     """Makes an engine.
@@ -37,7 +38,7 @@ def initialize(
       mesh: see `make_mesh`.
       example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
       config: a `Config`, or a dict of its fields.
-      key: PRNG key of weights and dropout; `jax.random.key(0)` by default.
+      key: PRNG key of weights and dropout, or an integer seed; `jax.random.key(0)` by default.
       layers: per-layer params to start from, instead of fresh ones.
 
     Raises:
@@ -54,7 +55,7 @@ def initialize(
                 f"The example has a leaf {describe(leaf)}, whose rows cannot be split evenly over {data_size(mesh)} data "
                 "ranks. The leading dim of an example is the rows of one micro-batch on all data ranks."
             )
-    key = jax.random.key(0) if key is None else key
+    key = as_key(0 if key is None else key)
     pipe.check(example)
     params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)
     return Engine(pipe, optimizer, config, params, key)

@@ -15,6 +15,7 @@ from jaxpipe.executor.evaluate import Options
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size
+from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage, check_layers
@@ -48,6 +49,11 @@ class Pipeline:
         *,
         poison: bool = False,
     ):
+        if not isinstance(module, PipelineModule):
+            raise LayerError(
+                f"The module is a {type(module).__name__}. Put the list of layers into "
+                "jaxpipe.PipelineModule(layers, loss_fn)."
+            )
         self.module, self.mesh, self.num_micro_batches = module, mesh, num_micro_batches
         self.num_stages = pipe_size(mesh)
         if not is_count(num_micro_batches):
@@ -63,17 +69,19 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------------------- params
 
-    def init(self, key: jax.Array, example_inputs: Tree) -> Params:
+    def init(self, key: jax.Array | int, example_inputs: Tree) -> Params:
         """Makes the params on the mesh, each rank its own.
 
         Args:
-          key: PRNG key. The weights of a layer depend on it and on the layer's index, not on the number of stages.
+          key: PRNG key, or an integer seed. The weights of a layer depend on it and on the layer's index, not on the number
+            of stages.
           example_inputs: one micro-batch of inputs (arrays or ShapeDtypeStruct).
 
         Returns:
           `{"stacked": {kind: leaves [S, slots, ...]}, "shared": {layer: leaves}}`; see `to_layers` for the per-layer view.
         """
-        shapes = self.module.shapes(example_inputs)
+        key = as_key(key)
+        shapes = self.module.shapes(example_inputs, mesh=self.mesh)
         return self._plan([s.params for s in shapes], shapes).init(self.mesh, key, shapes)
 
     @property
@@ -128,13 +136,15 @@ class Pipeline:
 
     # ----------------------------------------------------------------------------------------------------- training
 
-    def value_and_grad(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Params]:
+    def value_and_grad(
+        self, params: Params, batch: Batch, key: jax.Array | int | None = None
+    ) -> tuple[jax.Array, Params]:
         """Loss of a batch and its gradient.
 
         Args:
           params: as `init` gives.
           batch: (inputs, labels), leaves [M, B, ...] with B the rows of a micro-batch on all data ranks.
-          key: PRNG key of this step (dropout); None switches dropout off.
+          key: PRNG key of this step (dropout), or an integer seed; None switches dropout off.
 
         Returns:
           The mean loss over micro-batches and data ranks, a scalar on all devices, and the gradients in the structure
@@ -144,13 +154,16 @@ class Pipeline:
           DataError: the batch does not fit M or the data ranks. LayerError, LossError: the model does not fit itself.
         """
         inputs, labels = self._checked(batch)
-        return self._train(params, inputs, labels, key)
+        return self._train(params, inputs, labels, None if key is None else as_key(key))
 
-    def lower_train(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.stages.Lowered:
+    def lower_train(self, params: Params, batch: Batch, key: jax.Array | int | None = None) -> jax.stages.Lowered:
         """The training program, lowered; takes arrays or ShapeDtypeStruct. `.compile().memory_analysis()` and so on."""
         inputs, labels = self._checked(batch)
         return self._train.lower(
-            with_places(params, self.storage.shardings(self.mesh)), avals(inputs), avals(labels), key
+            with_places(params, self.storage.shardings(self.mesh)),
+            avals(inputs),
+            avals(labels),
+            None if key is None else as_key(key),
         )
 
     def _checked(self, batch: Batch) -> Batch:
@@ -162,10 +175,10 @@ class Pipeline:
 
         Fixes the partition.
         """
-        shapes = self.module.shapes(example[0])
+        shapes = self.module.shapes(example[0], mesh=self.mesh)
         self._plan([s.params for s in shapes], shapes)
         if self.module.loss_fn is not None and example[1] is not None:
-            self.module.loss_shapes(shapes[-1].outputs, avals(example[1]))
+            self.module.loss_shapes(shapes[-1].outputs, avals(example[1]), self.mesh)
 
     def traceable_value_and_grad(
         self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None

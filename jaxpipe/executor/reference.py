@@ -31,7 +31,7 @@ def value_and_grad(
     module: PipelineModule,
     layers: Sequence[Any],
     batch: tuple[Tree, Tree],
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     *,
     num_data_ranks: int = 1,
 ) -> tuple[jax.Array, list[Any]]:
@@ -46,6 +46,7 @@ def value_and_grad(
     Returns:
       The loss (a scalar) and the gradients in the structure of `layers`, on the devices of `layers`.
     """
+    key = None if key is None else keys.as_key(key)
     homes = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), list(layers))
     # Sharded params would bring their mesh along; the oracle is one device.
     layers, (inputs, labels) = jax.device_put((list(layers), batch), jax.devices()[0])

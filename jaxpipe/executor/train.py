@@ -45,9 +45,9 @@ def value_and_grad(
       key: of the step, for dropout; None switches dropout off.
     """
     key_aval = None if key is None else aval(key)
-    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval)
+    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval, mesh=mesh)
     stages = make_stages(storage, shapes)
-    total_aval, weight_aval = storage.module.loss_shapes(shapes[-1].outputs, micro_batch_avals(labels, mesh))
+    total_aval, weight_aval = storage.module.loss_shapes(shapes[-1].outputs, micro_batch_avals(labels, mesh), mesh)
     forward, backward = Codec([s.inputs for s in stages[1:]]), Codec([split_inexact(s.inputs)[0] for s in stages[1:]])
     starts = jnp.asarray(storage.boundaries[:-1], jnp.int32)
 
