@@ -55,7 +55,7 @@ def initialize(
                 f"The example has a leaf {describe(leaf)}, whose rows cannot be split evenly over {data_size(mesh)} data "
                 "ranks. The leading dim of an example is the rows of one micro-batch on all data ranks."
             )
-    key = as_key(0 if key is None else key)
+    root = as_key(0 if key is None else key)
     pipe.check(example)
-    params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)
-    return Engine(pipe, optimizer, config, params, key)
+    params = pipe.init(root, example[0]) if layers is None else pipe.from_layers(layers)
+    return Engine(pipe, optimizer, config, params, root)

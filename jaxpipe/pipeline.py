@@ -80,9 +80,9 @@ class Pipeline:
         Returns:
           `{"stacked": {kind: leaves [S, slots, ...]}, "shared": {layer: leaves}}`; see `to_layers` for the per-layer view.
         """
-        key = as_key(key)
+        root = as_key(key)
         shapes = self.module.shapes(example_inputs, mesh=self.mesh)
-        return self._plan([s.params for s in shapes], shapes).init(self.mesh, key, shapes)
+        return self._plan([s.params for s in shapes], shapes).init(self.mesh, root, shapes)
 
     @property
     def partition(self) -> tuple[int, ...]:

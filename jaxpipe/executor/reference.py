@@ -46,7 +46,7 @@ def value_and_grad(
     Returns:
       The loss (a scalar) and the gradients in the structure of `layers`, on the devices of `layers`.
     """
-    key = None if key is None else keys.as_key(key)
+    root = None if key is None else keys.as_key(key)
     homes = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), list(layers))
     # Sharded params would bring their mesh along; the oracle is one device.
     layers, (inputs, labels) = jax.device_put((list(layers), batch), jax.devices()[0])
@@ -66,7 +66,7 @@ def value_and_grad(
                 rows = leaf.shape[1] // num_data_ranks
                 return leaf[m, rank * rows : (rank + 1) * rows]
 
-            part_key = None if key is None else keys.micro_batch_key(key, m, rank)
+            part_key = None if root is None else keys.micro_batch_key(root, m, rank)
             (t, w), g = step(layers, jax.tree.map(part, inputs), jax.tree.map(part, labels), part_key)
             total, weight = total + t, weight + w
             g = jax.tree.map(_wide, g)
