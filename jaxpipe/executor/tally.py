@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
+from jaxpipe.model.abstract import abstract
 from jaxpipe.model.loss import LossFn, loss_terms
 from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
-from jaxpipe.model.shapes import abstract
 
 Tree = Any
 State = dict[str, Any]

@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import DataError, LayerError, LossError
 from jaxpipe.model import keys, partition
-from jaxpipe.model.blame import blame
+from jaxpipe.model.abstract import abstract, with_data_axis
+from jaxpipe.model.blame import Fault, blame
 from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, Params, Tree, bind
 from jaxpipe.model.loss import LossFn, loss_terms
-from jaxpipe.model.shapes import abstract, avals, describe, with_data_axis
+from jaxpipe.model.shapes import avals, describe
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class PipelineModule:
             total, weight = abstract(lambda y, t: loss_terms(self.loss_fn, y, t)[:2], outputs, labels, mesh=mesh)
         except LossError:
             raise
+        except Fault as fault:
+            raise LossError(f"loss_fn {fault}") from fault
         except Exception as error:
             if jax.tree.leaves(labels):
                 raise

@@ -1,14 +1,10 @@
 """Abstract values: shapes and dtypes without arrays, and how messages show them."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-
-from jaxpipe.mesh import DATA, manual_axes
 
 Tree = Any
 
@@ -21,30 +17,6 @@ def aval(x: Any) -> jax.ShapeDtypeStruct:
         x = np.asarray(x)
     # What JAX makes of it: int64 is int32 unless 64-bit values are enabled.
     return jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype, allow_extended_dtype=True))
-
-
-def abstract(function: Callable[..., Tree], *args: Tree, mesh: Mesh | None = None) -> Tree:
-    """`jax.eval_shape(function, *args)` with the mesh axes bound as they are inside a compiled step.
-
-    Users' layers and losses may name them: `jax.lax.pmean(x, "data")`.
-
-    Args:
-      mesh: of the step; None binds "data" as an axis of one device.
-    """
-    args = avals(args)
-    if mesh is None:
-        found = jax.eval_shape(with_data_axis(function, 1), *args)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), found)
-    spec = jax.sharding.PartitionSpec()
-    inside = jax.shard_map(
-        function, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=manual_axes(mesh), check_vma=False
-    )
-    return avals(jax.eval_shape(inside, *args))
-
-
-def with_data_axis(function: Callable[..., Tree], size: int) -> Callable[..., Tree]:
-    """The function of one data rank as one that is traced without a mesh: "data" is an axis of `size`, dim 0 of results."""
-    return jax.vmap(function, in_axes=None, axis_name=DATA, axis_size=size)
 
 
 def avals(tree: Tree) -> Tree:
