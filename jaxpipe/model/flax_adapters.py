@@ -24,6 +24,9 @@ _TARGETS = (
 )
 
 
+_METHOD = "a bound method"
+
+
 def recipe(spec: LayerSpec, index: int) -> Recipe:
     """How the layer of a spec is made.
 
@@ -109,8 +112,11 @@ def find_built(value: Any) -> tuple[Any, str] | None:
             continue
         seen.add(id(here))
         kept.append(here)
-        if isinstance(here, nnx.Module) or (isinstance(here, linen.Module) and (here.scope is not None or not how)):
-            return here, how or "the entry itself"
+        # A linen module without weights may be used by a function; a method of it is meant to be the layer.
+        if isinstance(here, nnx.Module) or (
+            isinstance(here, linen.Module) and (here.scope is not None or how.endswith(_METHOD))
+        ):
+            return here, how
         todo += [(part, name if not how else f"{how}, {name}") for part, name in _held(here)]
     return None
 
@@ -118,10 +124,8 @@ def find_built(value: Any) -> tuple[Any, str] | None:
 def _held(value: Any) -> Iterator[tuple[Any, str]]:
     """What a callable or a container holds, with a word for each."""
     if isinstance(value, types.MethodType):
-        if isinstance(value.__self__, linen.Module):
-            yield (value.__self__, "") if value.__self__.scope is None else (value.__self__, "a bound method")
-        yield value.__self__, "a bound method"
-        yield value.__func__, "a bound method"
+        yield value.__self__, _METHOD
+        yield value.__func__, _METHOD
     elif isinstance(value, functools.partial):
         for part in (value.func, *value.args, *value.keywords.values()):
             yield part, "in a functools.partial"
@@ -162,5 +166,5 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 
 def _short(value: Any) -> str:
-    text = getattr(value, "__qualname__", None) or repr(value)
+    text = " ".join((getattr(value, "__qualname__", None) or repr(value)).split())
     return text if len(text) <= 80 else text[:77] + "..."

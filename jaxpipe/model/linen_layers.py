@@ -61,7 +61,10 @@ class _Linen:
         def call(module: linen.Module, x: Any) -> Any:
             return self.named.call(module, (x,), {"train": False, "deterministic": True})
 
-        variables = linen.init(call, self.module)({"params": key}, x)
+        # flax constrains the layout of annotated params as it makes them, wherever a mesh is around, and those of a step
+        # have axes that are no business of the layer's.
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+            variables = linen.init(call, self.module)({"params": key}, x)
         others = sorted(set(variables) - {"params"})
         if others:
             raise LayerError(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model import nnx_modules
@@ -31,6 +32,8 @@ _HARMLESS = (nnx.Intermediate, nnx.RngState)  # may be written in a call: what i
 def takes_rngs(target: Callable[..., Any]) -> bool:
     """Whether a module class, or a function that makes a module, takes `rngs`, perhaps among its `**kwargs`."""
     made_by = target.__init__ if inspect.isclass(target) else target
+    if made_by is object.__init__:
+        return False  # shows *args and **kwargs, and takes nothing
     try:
         parameters = inspect.signature(made_by).parameters
     except (TypeError, ValueError):
@@ -82,6 +85,10 @@ def recipe(
         return _make(target, args, kwargs, key)
 
     return Recipe(spec.name, source, lambda: _Nnx(spec, make, forward_fn).kind())
+
+
+class _Stale(Exception):
+    """The call uses an array of the trace of the constructor, which is over."""
 
 
 class _Nnx:
@@ -179,7 +186,7 @@ class _Nnx:
             given = avals((params, x, key))
             try:
                 self.tried[known] = self.traced(mode, *given, flags=flags)
-            except jax.errors.UnexpectedTracerError:
+            except (_Stale, jax.errors.UnexpectedTracerError):
                 if self.rebuild:
                     raise
                 # An array that the constructor has put out of sight: into a closure, a functools.partial, a list.
@@ -212,6 +219,8 @@ class _Nnx:
             return new
 
         jaxpr = jax.make_jaxpr(run)(params, x, key)
+        if not self.rebuild and any(isinstance(constant, Tracer) for constant in jaxpr.consts):
+            raise _Stale
         numbers = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
         lost = set()
         for result, (path, n) in enumerate(written):
