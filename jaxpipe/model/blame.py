@@ -8,12 +8,14 @@ returns. It is then a `LayerError` that is an instance of the type that JAX rais
 import contextlib
 import dis
 import re
+import types
 from collections.abc import Callable, Iterator
 
 from jaxpipe.errors import JaxpipeError, LayerError
 
 NOTE = "Raised in "
 
+_MARK = "_made_by_a_library"
 _LIBRARIES = {"flax", "jax", "jaxlib", "numpy"}
 _SHAPES = re.compile(
     r"\b(shapes?|dtypes?|dimensions?|ndim|rank|axis|axes|sizes?|broadcast\w*|incompatible|indexer|dot_general)\b", re.I
@@ -53,29 +55,49 @@ def blame(label: str, given: Callable[[], str] | None = None) -> Iterator[None]:
         raise
 
 
+def mark(error: Exception) -> None:
+    """Notes on an error that leaves a layer whether JAX (or flax, or NumPy) made it.
+
+    JAX takes its own frames off a traceback and says so in a note. Functions of JAX around the layer do that too, so it
+    has to be seen before the error gets there.
+    """
+    notes = getattr(error, "__notes__", ())
+    by_library = _package_of(error) in _LIBRARIES or any("JAX has removed" in note for note in notes)
+    with contextlib.suppress(Exception):  # an exception class may forbid new attributes
+        error.__dict__.setdefault(_MARK, by_library)
+
+
 def _is_misfit(error: Exception) -> bool:
     """Whether JAX (or flax, or NumPy) could not compute with what the layer was given: wrong shapes or dtypes."""
     if type(error) not in (TypeError, ValueError) and type(error).__name__ != "ScopeParamShapeError":
         return False
     text = str(error)
-    return bool(_SHAPES.search(text)) and not _CALLS.search(text) and not _raised_by_hand(error)
+    fits = _SHAPES.search(text) and not _CALLS.search(text) and error.__dict__.get(_MARK, False)
+    return bool(fits) and not _raised_by_hand(error)
+
+
+def _last(error: Exception) -> types.TracebackType | None:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
+
+
+def _package_of(error: Exception) -> str:
+    trace = _last(error)
+    return "" if trace is None else trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
 
 
 def _raised_by_hand(error: Exception) -> bool:
     """Whether a `raise` statement outside of those libraries made it.
 
-    JAX takes its own frames off a traceback. So the last frame may be the user's for an error of JAX too; then the
-    instruction that it stopped at is a call or an operator, and no `raise`.
+    Without the frames of JAX the last frame is the user's for an error of JAX too; the instruction that it stopped at is a
+    call or an operator then, and no `raise`.
     """
-    trace = error.__traceback__
-    if trace is None:
+    trace = _last(error)
+    if trace is None or _package_of(error) in _LIBRARIES:
         return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    frame = trace.tb_frame
-    if frame.f_globals.get("__name__", "").partition(".")[0] in _LIBRARIES:
-        return False
-    return dis.opname[frame.f_code.co_code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
+    return dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] in ("RAISE_VARARGS", "RERAISE")
 
 
 def _as_layer_error(error: Exception, text: str) -> LayerError:

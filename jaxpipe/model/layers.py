@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from jaxpipe.errors import LayerError
-from jaxpipe.model.blame import blame
+from jaxpipe.model.blame import blame, mark
 from jaxpipe.model.keywords import keywords_of
 from jaxpipe.model.same import same_value
 from jaxpipe.model.values import canonical
@@ -132,9 +132,19 @@ class Kind:
     uses_key: bool = False
 
     def __post_init__(self):
-        init, apply = self.init, self.apply
-        object.__setattr__(self, "init", lambda key, x: canonical(init(key, x)))
-        object.__setattr__(self, "apply", lambda params, x, key, train: canonical(apply(params, x, key, train)))
+        object.__setattr__(self, "init", _guarded(self.init))
+        object.__setattr__(self, "apply", _guarded(self.apply))
+
+
+def _guarded(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    def call(*args: Any) -> Tree:
+        try:
+            return canonical(function(*args))
+        except Exception as error:
+            mark(error)
+            raise
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jax.core import Tracer
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model import nnx_modules
-from jaxpipe.model.blame import Fault
+from jaxpipe.model.blame import Fault, mark
 from jaxpipe.model.forwarded import origin
 from jaxpipe.model.keys import KEY
 from jaxpipe.model.keywords import FLAGS, keywords_of
@@ -150,9 +150,13 @@ class _Nnx:
         return self.call(module, x, flags)
 
     def call(self, module: nnx.Module, x: Any, flags: dict[str, bool]) -> Any:
-        if self.forward_fn is None:
-            return self.named.call(module, (x,), flags)  # type: ignore[arg-type]
-        return self.named.call(self.forward_fn, (module, x), flags)
+        try:
+            if self.forward_fn is None:
+                return self.named.call(module, (x,), flags)  # type: ignore[arg-type]
+            return self.named.call(self.forward_fn, (module, x), flags)
+        except Exception as error:
+            mark(error)
+            raise
 
     def module(self, mode: Mode, params: dict[str, Any], key: jax.Array | None) -> nnx.Module:
         """The module with its weights."""

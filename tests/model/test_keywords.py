@@ -12,6 +12,7 @@ from jaxpipe.model.layers import bind
 
 X = jnp.ones((2, 3))
 KEY = jax.random.key(0)
+TWO = np.float32(2.0)
 
 
 def apply(entry, train=True, key=KEY, params=None):
@@ -91,7 +92,7 @@ def hook(x, key="h"):
         (scale, 2.5),
         (hook, 1.0),
         (lambda x, deterministic=3: x * deterministic, 3.0),
-        (lambda x, train=np.float32(2.0): x * train, 2.0),
+        (lambda x, train=TWO: x * train, 2.0),
         (functools.partial(by_position, train=True, deterministic=False), 2.0),
         (lambda x, key=5: x * key, 5.0),
         (lambda x, key=False: x * (2.0 if key is False else 0.0), 2.0),
