@@ -280,9 +280,9 @@ def test_the_order_of_keyword_arguments_decides():
     assert_close(pipe.evaluate(pipe.init(0, x[0]), (x, None)), np.tanh(2 * 2 * np.tanh(x)).sum(dtype=np.float32), 1e-6)
 
 
-def named(index, scale=2.0):
+def named(index, scale=0.9):
     def init(key, x):
-        return {"w": jax.random.normal(key, (3, 3))}
+        return {"w": jax.random.normal(key, (3, 3)) / 2}
 
     return jaxpipe.Layer(init, lambda p, x: jnp.tanh(x @ p["w"]) * scale, f"block_{index}")
 
@@ -300,7 +300,7 @@ class Dense(linen.Module):
     [
         named,
         lambda index: jaxpipe.LayerSpec(named, index),
-        lambda index: jaxpipe.LayerSpec(functools.partial(named, scale=3.0), index),
+        lambda index: jaxpipe.LayerSpec(functools.partial(named, scale=0.8), index),
         lambda index: jaxpipe.LayerSpec(Dense, 3, name=f"block_{index}"),
     ],
     ids=["pair", "factory", "partial", "linen"],
