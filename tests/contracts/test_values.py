@@ -14,7 +14,9 @@ M, WIDTH = 2, 4
 DOTS = jax.checkpoint_policies.dots_saveable
 
 DENSE = jaxpipe.Layer(
-    lambda key, x: {"w": jax.random.normal(key, (WIDTH, WIDTH)) / 2}, lambda p, x: jnp.tanh(x @ p["w"]), "Dense"
+    lambda key, x: {"w": jax.random.normal(key, (WIDTH, WIDTH), jnp.float32) / 2},
+    lambda p, x: jnp.tanh(x @ p["w"]),
+    "Dense",
 )
 
 
@@ -46,10 +48,10 @@ def use(t):
         wide(t["mask"]).sum(0), t["x"].shape
     )
     x = x * wide(t["numpy"][0]) + wide(t["numpy"][1]) * wide(t["numpy"][2])
-    x = x * wide(t["python"][0]) + wide(t["python"][1]) * wide(t["python"][2]) + jnp.imag(t["python"][3])
+    x = x * wide(t["python"][0]) + wide(t["python"][1]) * wide(t["python"][2]) + wide(jnp.imag(t["python"][3]))
     one, three, rbg = t["keys"]
-    x = x * (1 + jax.random.uniform(one, x.shape)) + jax.random.normal(three[1], x.shape)
-    x = x + jax.random.uniform(rbg, x.shape)
+    x = x * (1 + jax.random.uniform(one, x.shape, x.dtype)) + jax.random.normal(three[1], x.shape, x.dtype)
+    x = x + jax.random.uniform(rbg, x.shape, x.dtype)
     x = x * wide(t["short"][0]) + wide(t["short"][1]) + wide(t["short"][2])
     return x * 0.1 + wide(t["empty"]).sum()
 
@@ -96,6 +98,13 @@ def test_what_layers_return_travels(batch, boundaries, remat):
     grads = pipe.to_layers(grads)
     assert_close((found, grads[0]["w"], grads[6]["w"]), (wanted, *wanted_grads), 2e-6)
     assert_close(pipe.evaluate(params, batch), wanted, 1e-6)
+
+
+def test_values_of_64_bits_stay_so_where_they_are_enabled(batch):
+    with jax.enable_x64(True):
+        shapes = jaxpipe.PipelineModule(LAYERS).shapes(batch[0][0])[1].outputs
+        assert shapes["mask"].dtype == np.float64 and shapes["python"][1].dtype == np.int64
+        test_what_layers_return_travels(batch, [0, 1, 2, 7], "layer")
 
 
 def test_as_outputs_of_the_last_layer_and_inputs_of_the_first(batch):
