@@ -200,8 +200,9 @@ def _entries(layers: Any) -> tuple[Any, ...]:
         or callable(layers)
         or not isinstance(layers, Iterable)
     ):
+        shown = " ".join(repr(layers).split())
         raise LayerError(
-            f"PipelineModule({layers!r}): the first argument is a {type(layers).__name__}, but it is the list of layers, "
+            f"PipelineModule({shown if len(shown) <= 80 else shown[:77] + '...'}): the first argument is a {type(layers).__name__}, but it is the list of layers, "
             "in order, such as [jaxpipe.LayerSpec(Embed, 64), jaxpipe.LayerSpec(Block, 64), jax.nn.relu]."
         )
     return tuple(layers)

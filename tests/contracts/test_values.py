@@ -13,11 +13,12 @@ from tests.compare import assert_close
 M, WIDTH = 2, 4
 DOTS = jax.checkpoint_policies.dots_saveable
 
-DENSE = jaxpipe.Layer(
-    lambda key, x: {"w": jax.random.normal(key, (WIDTH, WIDTH), jnp.float32) / 2},
-    lambda p, x: jnp.tanh(x @ p["w"]),
-    "Dense",
-)
+
+def init(key, x):
+    return {"w": jax.random.normal(key, (WIDTH, WIDTH), jnp.float32) / 2}
+
+
+DENSE = jaxpipe.Layer(init, lambda p, x: jnp.tanh(x @ p["w"]), "Dense")
 
 
 def make(x):
