@@ -201,9 +201,10 @@ def _entries(layers: Any) -> tuple[Any, ...]:
         or not isinstance(layers, Iterable)
     ):
         shown = " ".join(repr(layers).split())
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         raise LayerError(
-            f"PipelineModule({shown if len(shown) <= 80 else shown[:77] + '...'}): the first argument is a {type(layers).__name__}, but it is the list of layers, "
-            "in order, such as [jaxpipe.LayerSpec(Embed, 64), jaxpipe.LayerSpec(Block, 64), jax.nn.relu]."
+            f"PipelineModule({shown}): the first argument is a {type(layers).__name__}, but it is the list of layers, in "
+            "order, such as [jaxpipe.LayerSpec(Embed, 64), jaxpipe.LayerSpec(Block, 64), jax.nn.relu]."
         )
     return tuple(layers)
 
