@@ -8,6 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.engine import Engine
+from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.optimizer.arguments import Optimizer, checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
@@ -22,7 +23,7 @@ def initialize(
     mesh: Mesh,
     example: Batch,
     config: Config | Mapping[str, Any] | None = None,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     layers: Sequence[Any] | None = None,
 ) -> Engine:
     """Makes an engine.
@@ -35,7 +36,7 @@ def initialize(
       mesh: see `make_mesh`.
       example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
       config: a `Config`, or a dict of its fields.
-      key: PRNG key of weights and dropout; `jax.random.key(0)` by default.
+      key: PRNG key of weights and dropout, or an integer seed; `jax.random.key(0)` by default.
       layers: per-layer params to start from, instead of fresh ones.
 
     Raises:
@@ -44,10 +45,10 @@ def initialize(
     transformation = checked(optimizer)
     config = Config.make(config)
     pipe = Pipeline(module, mesh, config.num_micro_batches, config.schedule, config.remat)
-    key = jax.random.key(0) if key is None else key
+    root = as_key(0 if key is None else key)
     layerwise = _layerwise(transformation, pipe, pipe.check(example))
-    params = pipe.init(key, example[0]) if layers is None else pipe.from_layers(layers)
-    return Engine(pipe, layerwise, config, params, key)
+    params = pipe.init(root, example[0]) if layers is None else pipe.from_layers(layers)
+    return Engine(pipe, layerwise, config, params, root)
 
 
 def _layerwise(optimizer: Optimizer, pipe: Pipeline, loss: jax.ShapeDtypeStruct) -> Layerwise:

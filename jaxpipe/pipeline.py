@@ -18,6 +18,7 @@ from jaxpipe.executor.leaves import check_rows, check_types, named, paths
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size
+from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.model.storage import Storage, check_layers
@@ -69,20 +70,22 @@ class Pipeline:
 
     # ------------------------------------------------------------------------------------------------------- params
 
-    def init(self, key: jax.Array, example_inputs: Tree) -> Params:
+    def init(self, key: jax.Array | int, example_inputs: Tree) -> Params:
         """Makes the params on the mesh, each rank its own.
 
         Args:
-          key: PRNG key. The weights of a layer depend on it and on the layer's index, not on the number of stages.
+          key: PRNG key, or an integer seed. The weights of a layer depend on it and on the layer's index, not on the number
+            of stages.
           example_inputs: one micro-batch of inputs (arrays or ShapeDtypeStruct).
 
         Returns:
           `{"stacked": {kind: leaves [S, slots, ...]}, "shared": {layer: leaves}}`; see `to_layers` for the per-layer view.
         """
+        root = as_key(key)
         check_types(leaves := named(example_inputs))
         check_rows(leaves, 0, 1, "The example: ")
-        shapes = self.module.shapes(example_inputs)
-        return self._plan([s.params for s in shapes], shapes).init(self.mesh, key, shapes)
+        shapes = self.module.shapes(example_inputs, mesh=self.mesh)
+        return self._plan([s.params for s in shapes], shapes).init(self.mesh, root, shapes)
 
     @property
     def partition(self) -> tuple[int, ...]:
@@ -143,13 +146,15 @@ class Pipeline:
 
     # ----------------------------------------------------------------------------------------------------- training
 
-    def value_and_grad(self, params: Params, batch: Batch, key: jax.Array | None = None) -> tuple[jax.Array, Params]:
+    def value_and_grad(
+        self, params: Params, batch: Batch, key: jax.Array | int | None = None
+    ) -> tuple[jax.Array, Params]:
         """Loss of a batch and its gradient.
 
         Args:
           params: as `init` gives.
           batch: (inputs, labels), leaves [M, B, ...] with B the rows of a micro-batch on all data ranks.
-          key: PRNG key of this step (dropout); None switches dropout off.
+          key: PRNG key of this step (dropout), or an integer seed; None switches dropout off.
 
         Returns:
           The mean loss over micro-batches and data ranks, a scalar on all devices, and the gradients in the structure
@@ -159,13 +164,16 @@ class Pipeline:
           DataError: the batch does not fit M or the data ranks. LayerError, LossError: the model does not fit itself.
         """
         inputs, labels = self._checked(batch)
-        return self._train(params, inputs, labels, key)
+        return self._train(params, inputs, labels, None if key is None else as_key(key))
 
-    def lower_train(self, params: Params, batch: Batch, key: jax.Array | None = None) -> jax.stages.Lowered:
+    def lower_train(self, params: Params, batch: Batch, key: jax.Array | int | None = None) -> jax.stages.Lowered:
         """The training program, lowered; takes arrays or ShapeDtypeStruct. `.compile().memory_analysis()` and so on."""
         inputs, labels = self._checked(batch)
         return self._train.lower(
-            with_places(params, self.storage.shardings(self.mesh)), avals(inputs), avals(labels), key
+            with_places(params, self.storage.shardings(self.mesh)),
+            avals(inputs),
+            avals(labels),
+            None if key is None else as_key(key),
         )
 
     def _checked(self, batch: Batch) -> Batch:
@@ -178,11 +186,11 @@ class Pipeline:
         Fixes the partition. Returns the shape and dtype of the loss.
         """
         check_example(example, self.mesh)
-        shapes = self.module.shapes(example[0])
+        shapes = self.module.shapes(example[0], mesh=self.mesh)
         self._plan([s.params for s in shapes], shapes)
         if self.module.loss_fn is None or example[1] is None:
             return jax.ShapeDtypeStruct((), jnp.float32)
-        return self.module.loss_shapes(shapes[-1].outputs, avals(example[1]))[0]
+        return self.module.loss_shapes(shapes[-1].outputs, avals(example[1]), self.mesh)[0]
 
     def optimizer(self, tx: optax.GradientTransformation) -> LayerwiseTransformation:
         """An optax transformation over the params tree of this pipeline, for a hand-written loop.

@@ -49,7 +49,7 @@ ONLY_IN = {
     "axis_index": set(),  # rank and data rank are inputs of the loop
 }
 IMPORTED_ONLY_IN = {
-    "flax": {"model/flax_adapters.py"},
+    "flax": {"model/flax_adapters.py", "model/linen_layers.py", "model/nnx_layers.py", "model/nnx_modules.py"},
     "orbax": {"checkpoint/items.py"},
     "optax": {
         "initialization.py",
@@ -70,7 +70,6 @@ WITHOUT_ARRAYS = (
     "scalars.py",
     "cli.py",
     "model/partition.py",
-    "model/same.py",
     "checkpoint/directory.py",
     "checkpoint/inspect.py",
     "checkpoint/manifest.py",

@@ -8,7 +8,16 @@ import pytest
 from flax import nnx
 
 import jaxpipe
-from jaxpipe.errors import ConfigError, DataError, JaxpipeError, LayerError, LossError, MeshError, ScheduleError
+from jaxpipe.errors import (
+    ConfigError,
+    DataError,
+    JaxpipeError,
+    LayerError,
+    LossError,
+    MeshError,
+    PartitionError,
+    ScheduleError,
+)
 from tests.models import SCALE, WIDTH, Block, Embedding, cross_entropy, make_batch, tied
 
 M = 2
@@ -117,6 +126,66 @@ def test_names_are_suggested():
         start(cross_entropy, num_microbatches=3)
     with pytest.raises(ConfigError, match="remat"):
         pipeline(remat="layers")
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [5, None, "abc", {"a": SCALE}, SCALE, {SCALE}, jaxpipe.LayerSpec(Embedding), jax.nn.relu, Embedding],
+    ids=["int", "None", "str", "dict", "Layer", "set", "spec", "function", "class"],
+)
+def test_what_is_no_list_of_layers(layers):
+    with pytest.raises(LayerError, match=r"PipelineModule\(.*it is the list of layers"):
+        jaxpipe.PipelineModule(layers)
+
+
+@pytest.mark.parametrize("module", [[SCALE], {"a": 1}, "gpt", None, 5])
+def test_what_is_no_module(module):
+    example = tuple(a[0] for a in make_batch(1))
+    with pytest.raises(LayerError, match=r"The module is a \w+. Put the list of layers into\s+jaxpipe.PipelineModule"):
+        jaxpipe.initialize(module, optax.sgd(0.1), mesh=jaxpipe.make_mesh(pipe=1), example=example)
+
+
+def test_settings_of_a_module():
+    layers = [SCALE, jnp.tanh, SCALE]
+    for loss in ("mse", 3, {"loss": cross_entropy}):
+        with pytest.raises(LossError, match=r"loss_fn=.*it is a function loss_fn\(outputs, labels\)"):
+            jaxpipe.PipelineModule(layers, loss)
+    for method in (3, None, 2.5, {"a": 1}, b"uniform", {0, 3}):
+        with pytest.raises(PartitionError, match="partition_method=.* must be 'uniform'"):
+            jaxpipe.PipelineModule(layers, cross_entropy, method)
+    x = jax.ShapeDtypeStruct((4, WIDTH), np.float32)
+    module = jaxpipe.PipelineModule(layers, cross_entropy)
+    for stages in ("2", 2.0, None, True, [2]):
+        with pytest.raises(PartitionError, match="num_stages=.* must be an integer, 1 or more"):
+            module.partition(stages, x)
+    with pytest.raises(PartitionError, match="num_stages=0"):
+        module.partition(0, x)
+    for method in ("parameters", "uniform", np.array([0, 2, 3]), [np.int64(0), np.int32(2), 3], range(0, 4)):
+        chosen = jaxpipe.PipelineModule(layers, cross_entropy, method)
+        boundaries = chosen.partition(np.int64(3 if isinstance(method, range) else 2), x)
+        assert all(type(b) is int for b in boundaries) and boundaries[-1] == 3
+
+
+class InitAlone:
+    def init(self, key, x):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: jaxpipe.Layer(SCALE.init, None), r"Layer\(apply=None\): a layer is a pair"),
+        (lambda: jaxpipe.Layer({"w": 1}, SCALE.apply), r"Layer\(init=\{'w': 1\}\)"),
+        (lambda: jaxpipe.Layer(SCALE.init, SCALE.apply, 3), r"Layer\(name=3\): the name of a layer is a string"),
+        (lambda: jaxpipe.TiedLayerSpec("k", nnx.Linear, 3, 3, forward_fn="attend"), "forward_fn='attend'"),
+        (lambda: jaxpipe.LayerSpec("Linear", 3), r"LayerSpec\('Linear'\)"),
+        (lambda: jaxpipe.PipelineModule([InitAlone()]), "Layer 0 is .*InitAlone.* A layer is a jaxpipe.Layer"),
+        (lambda: jaxpipe.PipelineModule([[SCALE, SCALE]]), r"Layer 0 is \[.* A layer is a jaxpipe.Layer"),
+    ],
+)
+def test_pairs_and_specs(make, message):
+    with pytest.raises(LayerError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ def evaluate(
         M entries (those of the last rank) count.
       Without `broadcast`, loss and metrics have one value per rank along dim 0, of which only the last counts.
     """
-    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, train=False, key=None)
+    shapes = storage.module.shapes(
+        micro_batch_avals(inputs, mesh), storage.layer_params, train=False, key=None, mesh=mesh
+    )
     made = shapes[-1].outputs
     labels_aval = micro_batch_avals(labels, mesh)
     rows = jax.tree.leaves(micro_batch_avals(inputs, mesh))[0].shape[0]
@@ -106,6 +108,7 @@ def evaluate(
         metrics=options.metrics,
         metrics_fn=options.metrics_fn,
         by_rows=options.raw,
+        mesh=mesh,
     )
     stages = make_stages(storage, shapes)
     stages, tail, tail_inputs = _cut_tail(stages, storage, shapes, options, tally)

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from jaxpipe.executor.unit import split_inexact
 from jaxpipe.mesh import DATA, PIPE, pipe_size
-from jaxpipe.model.shapes import is_inexact
+from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.storage import Storage
+from jaxpipe.model.values import raw, typed
 
 Params = Any
 Tree = Any
@@ -65,8 +66,10 @@ def deal(tree: Tree, mesh: Mesh) -> Tree:
     """Gives rank r entry r of the leaves [S, ...] that the last rank holds; those of all other ranks are zeros."""
 
     def one(leaf: jax.Array) -> jax.Array:
-        wide = leaf.astype(jnp.int8) if leaf.dtype == bool else leaf
-        return jax.lax.psum_scatter(wide, PIPE, scatter_dimension=0).astype(leaf.dtype)
+        plain = raw(leaf)
+        wide = plain.astype(jnp.int8) if plain.dtype == bool else plain
+        dealt = jax.lax.psum_scatter(wide, PIPE, scatter_dimension=0).astype(plain.dtype)
+        return typed(dealt, aval(leaf))
 
     return jax.tree.map(one, tree) if pipe_size(mesh) > 1 else jax.tree.map(lambda a: a[0], tree)
 

@@ -35,7 +35,7 @@ def value_and_grad(
     module: PipelineModule,
     layers: Sequence[Any],
     batch: tuple[Tree, Tree],
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     *,
     num_data_ranks: int = 1,
 ) -> tuple[jax.Array, list[Any]]:
@@ -53,6 +53,7 @@ def value_and_grad(
     Returns:
       The loss (a scalar) and the gradients in the structure of `layers`, on the devices of `layers`.
     """
+    root = None if key is None else keys.as_key(key)
     homes = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(list(layers))]
     # Sharded params would bring their mesh along; the oracle is one device.
     layers, (inputs, labels) = jax.device_put((list(layers), batch), jax.devices()[0])
@@ -62,7 +63,7 @@ def value_and_grad(
         known[chosen] = jax.jit(jax.value_and_grad(_whole_loss(module, num_data_ranks), has_aux=True))
     leaves, structure = jax.tree.flatten(layers)
     trained = [_wide(leaf) if jnp.issubdtype(leaf.dtype, jnp.inexact) else None for leaf in leaves]
-    (loss, weight), found = known[chosen](trained, layers, inputs, labels, key)
+    (loss, weight), found = known[chosen](trained, layers, inputs, labels, root)
     grads = [
         jnp.zeros_like(leaf) if grad is None else jnp.where(weight == 0, 0, grad).astype(leaf.dtype)
         for leaf, grad in zip(leaves, found, strict=True)

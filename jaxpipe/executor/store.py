@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpipe.model.values import raw, raw_aval, typed
+
 Buffers = dict[str, jax.Array]
 
 
@@ -52,6 +54,7 @@ class Cursor:
 
     def take(self, avals: Sequence[jax.ShapeDtypeStruct], repeats: int) -> list[Entry]:
         """Entries for values of these shapes, each made `repeats` times."""
+        avals = [raw_aval(aval) for aval in avals]  # a PRNG key is kept as its words
         names = [_name(aval) for aval in avals]
         per_repeat = Counter(names)
         seen: Counter[str] = Counter()
@@ -73,7 +76,7 @@ def write(
     buffers = dict(buffers)
     for entry, value in zip(entries, values, strict=True):
         at = entry.start + repeat * entry.stride
-        buffers[entry.buffer] = buffers[entry.buffer].at[slot, at].set(_raw(value))
+        buffers[entry.buffer] = buffers[entry.buffer].at[slot, at].set(raw(value))
     return buffers
 
 
@@ -86,16 +89,13 @@ def read(
 ) -> list[jax.Array]:
     """The values that `write` stored."""
     return [
-        _typed(buffers[entry.buffer][slot, entry.start + repeat * entry.stride], aval)
+        typed(buffers[entry.buffer][slot, entry.start + repeat * entry.stride], aval)
         for entry, aval in zip(entries, avals, strict=True)
     ]
 
 
 def blank(shape: tuple[int, ...], dtype: Any, poison: bool) -> jax.Array:
     """A buffer that nothing was written to: zeros, or (if `poison`) values that no result survives."""
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-        return jnp.zeros((*shape, *raw.shape), raw.dtype)
     if poison and jnp.issubdtype(dtype, jnp.inexact):
         return jnp.full(shape, jnp.nan, dtype)
     return jnp.zeros(shape, dtype)
@@ -103,11 +103,3 @@ def blank(shape: tuple[int, ...], dtype: Any, poison: bool) -> jax.Array:
 
 def _name(aval: jax.ShapeDtypeStruct) -> str:
     return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"
-
-
-def _raw(value: jax.Array) -> jax.Array:
-    return jax.random.key_data(value) if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) else value
-
-
-def _typed(value: jax.Array, aval: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.random.wrap_key_data(value) if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key) else value

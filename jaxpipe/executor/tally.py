@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
+from jaxpipe.model.abstract import abstract
 from jaxpipe.model.loss import LossFn, call, loss_terms, over
 from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
-from jaxpipe.model.shapes import avals
 
 Tree = Any
 State = dict[str, Any]
@@ -29,6 +30,7 @@ class Tally:
       outputs, labels: abstract values of one micro-batch on one data rank; `rows` of it.
       by_rows: a plain mean loss weighs as many as its rows, so that its terms may be added to those of micro-batches of
         another size.
+      mesh: whose axes the functions may name.
     """
 
     def __init__(
@@ -43,11 +45,12 @@ class Tally:
         metrics: bool,
         metrics_fn: MetricsFn | None,
         by_rows: bool,
+        mesh: Mesh,
     ):
         self.loss_fn, self.rows, self.num_micro_batches = loss_fn, rows, num_micro_batches
         self.loss, self.metrics, self.metrics_fn, self.by_rows = loss, metrics, metrics_fn, by_rows
         self.rules: dict[str, type[Metric]] = {}
-        self._avals: Any = jax.eval_shape(self._score, avals(outputs), avals(labels))
+        self._avals: Any = abstract(self._score, outputs, labels, mesh=mesh)
 
     def _score(self, outputs: Tree, labels: Tree) -> tuple[Any, dict[str, Any]]:
         """(total, weight) or None, and {name: terms}, of one micro-batch on one data rank."""

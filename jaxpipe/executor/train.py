@@ -46,7 +46,7 @@ def value_and_grad(
       key: of the step, for dropout; None switches dropout off.
     """
     key_aval = None if key is None else aval(key)
-    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval)
+    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval, mesh=mesh)
     stages = make_stages(storage, shapes)
     outputs = shapes[-1].outputs
     terms = storage.module.loss_shapes(outputs, micro_batch_avals(labels, mesh), mesh)

@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.stages import Part
+from jaxpipe.model.values import canonical
 
 Tree = Any
 Leaves = list[Any]
@@ -39,6 +40,14 @@ def cotangents(outputs: Tree, values: Sequence[jax.Array]) -> Tree:
     given = iter(values)
     full = [next(given) if is_inexact(leaf) else np.zeros(leaf.shape, jax.dtypes.float0) for leaf in leaves]
     return jax.tree.unflatten(structure, full)
+
+
+def _traced(value: jax.Array) -> jax.Array:
+    """A value that is known while tracing, as one that is not.
+
+    What the unit before returned may be a constant, and the pullback would then be another one than `_capture` saw.
+    """
+    return value if isinstance(value, Tracer) else jax.lax.optimization_barrier(value)
 
 
 @dataclass(frozen=True)
@@ -84,9 +93,10 @@ class Unit:
 
     def forward(self, params: Tree, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
         """The output, and what the backward pass needs of it (shapes as in `saved`)."""
-        inputs = jax.tree.leaves(x)
         if self.policy is None:
-            return self.apply(params, x, layer_keys), inputs
+            return self.apply(params, x, layer_keys), jax.tree.leaves(x)
+        x = jax.tree.map(_traced, x)
+        inputs = jax.tree.leaves(x)
         y, pullback = self._vjp(params, x, layer_keys)
         leaves = jax.tree.leaves(pullback)
         assert len(leaves) == len(self._leaves), "the layer traced differently twice; is its apply pure?"
@@ -137,7 +147,8 @@ class Unit:
             policy: Any = self.policy
             # Forward and backward are different branches of the loop: nothing could be merged across them anyway.
             function = jax.checkpoint(function, policy=policy, prevent_cse=False)
-        return jax.vjp(function, param_leaves, x_leaves)
+        y, pullback = jax.vjp(function, param_leaves, x_leaves)
+        return canonical(y), pullback  # jax.checkpoint turns constants into Python scalars
 
     def _capture(self, params: Tree, x: Tree, layer_keys: Tree) -> Leaves:
         _, pullback = self._vjp(params, x, layer_keys)

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.model.shapes import aval, signature
+from jaxpipe.model.shapes import avals, describe, signature
+from jaxpipe.model.values import raw, raw_aval, typed
 
 Tree = Any
 Wire = list[jax.Array]
@@ -17,7 +18,7 @@ class Codec:
     """Turns the trees that cross stage boundaries into one list of arrays, and back.
 
     If all boundaries agree, the list is the leaves as they are. Otherwise the leaves are laid end to end, one vector per
-    dtype, as long as the largest boundary needs.
+    dtype, as long as the largest boundary needs. PRNG keys travel as their words.
 
     Args:
       boundaries: the abstract values (ShapeDtypeStruct leaves) that cross each boundary.
@@ -26,20 +27,22 @@ class Codec:
     def __init__(self, boundaries: Sequence[Tree]):
         self.uniform = len({signature(b) for b in boundaries}) <= 1
         self.spec: list[jax.ShapeDtypeStruct] = []
+        self._known = {signature(b) for b in boundaries}
         if not boundaries:
             return
         if self.uniform:
-            self.spec = [aval(leaf) for leaf in jax.tree.leaves(boundaries[0])]
+            self.spec = _raw_avals(boundaries[0])
             return
         lengths: dict[Any, int] = {}
         for boundary in boundaries:
-            for dtype, leaves in _by_dtype(jax.tree.leaves(boundary)).items():
+            for dtype, leaves in _by_dtype(_raw_avals(boundary)).items():
                 lengths[dtype] = max(lengths.get(dtype, 0), sum(math.prod(leaf.shape) for _, leaf in leaves))
         self.spec = [jax.ShapeDtypeStruct((length,), dtype) for dtype, length in lengths.items()]
 
     def encode(self, tree: Tree) -> Wire:
         """Leaves of a tree -> what is sent."""
-        leaves = jax.tree.leaves(tree)
+        assert signature(tree) in self._known, f"{describe(tree)} crosses no boundary: it would be cut or padded"
+        leaves = [raw(leaf) for leaf in jax.tree.leaves(tree)]
         if self.uniform:
             return leaves
         groups = _by_dtype(leaves)
@@ -52,18 +55,23 @@ class Codec:
 
     def decode(self, wire: Wire, like: Tree) -> Tree:
         """What was received -> the tree of the boundary whose abstract values are `like`."""
-        wanted, structure = jax.tree.flatten(like)
+        assert signature(like) in self._known, f"{describe(like)} crosses no boundary"
+        wanted, structure = jax.tree.flatten(avals(like))
         if self.uniform:
-            return jax.tree.unflatten(structure, wire)
+            return jax.tree.unflatten(structure, [typed(a, b) for a, b in zip(wire, wanted, strict=True)])
         vectors = {spec.dtype: vector for spec, vector in zip(self.spec, wire, strict=True)}
         leaves: list[Any] = [None] * len(wanted)
-        for dtype, group in _by_dtype(wanted).items():
+        for dtype, group in _by_dtype([raw_aval(leaf) for leaf in wanted]).items():
             start = 0
             for index, leaf in group:
                 size = math.prod(leaf.shape)
-                leaves[index] = vectors[dtype][start : start + size].reshape(leaf.shape)
+                leaves[index] = typed(vectors[dtype][start : start + size].reshape(leaf.shape), wanted[index])
                 start += size
         return jax.tree.unflatten(structure, leaves)
+
+
+def _raw_avals(tree: Tree) -> list[jax.ShapeDtypeStruct]:
+    return [raw_aval(leaf) for leaf in jax.tree.leaves(avals(tree))]
 
 
 def _by_dtype(leaves: Sequence[Any]) -> dict[Any, list[tuple[int, Any]]]:

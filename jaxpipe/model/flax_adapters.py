@@ -1,185 +1,170 @@
-"""flax modules as layers: the only import of flax."""
+"""What stands behind a `LayerSpec`: a flax module of either API, or a function that makes a `Layer`.
 
+A module that is built already is no layer: it would look like a callable without parameters, and its weights would be
+frozen, without a word. It is looked for wherever a callable can hide it: bound methods, `functools.partial`, closures,
+defaults, attributes, and the global names that a function uses.
+"""
+
+import dis
+import functools
 import inspect
-from collections.abc import Callable
+import types
+from collections.abc import Iterator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import linen, nnx
 
 from jaxpipe.errors import LayerError
-from jaxpipe.model.keys import KEY
-from jaxpipe.model.layers import BoundLayer, LayerSpec, keywords_named
+from jaxpipe.model import linen_layers, nnx_layers
+from jaxpipe.model.layers import Layer, LayerSpec, Recipe, TiedLayerSpec, recipe_of_layer
 
-ForwardFn = Callable[..., Any] | None
-
-
-def adapt(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer | None:
-    """The layer of a spec whose target is a flax module class; None for other targets."""
-    if inspect.isclass(spec.target) and issubclass(spec.target, nnx.Module):
-        return _from_nnx(spec, forward_fn)
-    if inspect.isclass(spec.target) and issubclass(spec.target, linen.Module):
-        return _from_linen(spec, forward_fn)
-    return None
+_TARGETS = (
+    "The target is a flax.nnx or flax.linen module class, a function that makes an nnx module and takes `rngs`, or a "
+    "function that returns a jaxpipe.Layer(init, apply)."
+)
 
 
-def reject_built_module(entry: Any, index: int) -> None:
-    """A module object in the list would look like a callable without parameters: its weights would silently freeze."""
+_METHOD = "a bound method"
+
+
+def recipe(spec: LayerSpec, index: int) -> Recipe:
+    """How the layer of a spec is made.
+
+    Raises:
+      LayerError: the target makes no layer.
+    """
+    forward_fn = getattr(spec, "forward_fn", None)
+    target, args, kwargs = _plain(spec.target, spec.args, spec.kwargs)
+    if isinstance(target, (nnx.Module, linen.Module)):
+        raise LayerError(
+            f"Layer {index}, LayerSpec({spec!r}): the target is a module that is built already. {_TARGETS}"
+        )
+    bare = inspect.unwrap(target)
+    if inspect.isclass(target) and issubclass(target, linen.Module):
+        return linen_layers.recipe(spec, target, args, kwargs, forward_fn)
+    if inspect.isclass(target) and issubclass(target, nnx.Module):
+        return nnx_layers.recipe(spec, target, args, kwargs, forward_fn)
+    if inspect.isclass(bare) and issubclass(bare, nnx.Module):
+        raise LayerError(
+            f"Layer {index}, LayerSpec({spec!r}): the target wraps the constructor of {bare.__name__} (nnx.remat, nnx.jit "
+            f"and the like change functions). Name {bare.__name__} itself; to recompute its activations use `remat` of "
+            "the pipeline, or put @nnx.remat on its __call__."
+        )
+    if nnx_layers.takes_rngs(target) and nnx_layers.makes_module(target, args, kwargs):
+        return nnx_layers.recipe(spec, target, args, kwargs, forward_fn)
+    built = target(*args, **kwargs)
+    if isinstance(built, Layer):
+        return recipe_of_layer(getattr(built.apply, "__name__", "Layer").strip("<>"), built, forward_fn)
+    if isinstance(built, linen.Module):
+        return linen_layers.recipe_of_module(spec, built, forward_fn)
+    hint = ""
+    if isinstance(built, nnx.Module):
+        hint = " It has weights already: let the function take `rngs`, and pass them on."
+    raise LayerError(f"Layer {index}, LayerSpec({spec!r}), made a {type(built).__name__}.{hint} {_TARGETS}")
+
+
+def _plain(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """The target and its arguments without `functools.partial`."""
+    while isinstance(target, functools.partial):
+        args, kwargs = (*target.args, *args), {**target.keywords, **kwargs}
+        target = target.func
+    return target, args, kwargs
+
+
+# ------------------------------------------------------------------------------------------------------ built modules
+
+
+def reject_built_modules(entry: Any, index: int) -> None:
+    """Raises LayerError for an entry that is, or uses, a module that is built already."""
     if isinstance(entry, (nnx.Module, linen.Module)):
         name = type(entry).__name__
         raise LayerError(
             f"Layer {index} is a {name} object. Layers are built late, each on its own rank: "
             f"write jaxpipe.LayerSpec({name}, ...) with the arguments of its constructor."
         )
-
-
-# ---------------------------------------------------------------------------------------------------------- flax.nnx
-
-
-def _path_name(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(str(part) for part in path)
-
-
-def _nest(flat: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for path, value in flat.items():
-        here = nested
-        for part in path[:-1]:
-            here = here.setdefault(part, {})
-        here[path[-1]] = value
-    return nested
-
-
-def _lookup(nested: dict[str, Any], path: tuple[str, ...]) -> Any:
-    for part in path:
-        nested = nested[part]
-    return nested
-
-
-def _from_nnx(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
-    if "rngs" in spec.kwargs:
+    if isinstance(entry, TiedLayerSpec):
+        used = None if entry.forward_fn is None else find_built(entry.forward_fn)
+    elif isinstance(entry, (Layer, LayerSpec)) or not callable(entry) or inspect.isclass(entry):
+        return  # a Layer says itself what its weights are
+    else:
+        used = find_built(entry)
+    if used is not None:
+        module, how = used
+        name = type(module).__name__
+        method = getattr(entry, "__name__", "method") if isinstance(entry, types.MethodType) else "method"
         raise LayerError(
-            f"{spec!r}: leave `rngs` out. jaxpipe fills it in when the layer is made, with a key that depends on the "
-            "layer's index."
+            f"Layer {index}, {_short(entry)}, uses a {name} object that is built already ({how}). Its weights would be no "
+            f"parameters of the layer: they would never be trained. Write jaxpipe.LayerSpec({name}, ...) with the "
+            f"arguments of its constructor; for a method of a module that is a layer too, jaxpipe.TiedLayerSpec(key, "
+            f"{name}, ..., forward_fn={name}.{method}). To freeze weights on purpose, return them from the init of a "
+            "jaxpipe.Layer, and use jax.lax.stop_gradient in its apply."
         )
-    takes_rngs = "rngs" in inspect.signature(spec.target.__init__).parameters
-
-    def make(key: jax.Array) -> nnx.Module:
-        rngs = {"rngs": nnx.Rngs(key)} if takes_rngs else {}
-        return spec.target(*spec.args, **spec.kwargs, **rngs)
-
-    def in_mode(module: nnx.Module, train: bool, dropout: bool) -> tuple[nnx.GraphDef, nnx.State]:
-        (module.train if train else module.eval)()
-        if train and not dropout:
-            module.set_attributes(deterministic=True, raise_if_not_found=False)
-        graph, _, _, constants = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        return graph, constants
-
-    constants: list[str] = []
-    modes: dict[tuple[bool, bool], nnx.GraphDef] = {}
-
-    def trace(key: jax.Array) -> tuple[nnx.State, nnx.State, nnx.State]:
-        # Not nnx.eval_shape: it would put arrays that are plain attributes, as tracers, into the static part.
-        module = make(key)
-        _, params, streams, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        constants.extend(_constants(module))
-        modes.update({mode: in_mode(module, *mode)[0] for mode in ((True, True), (True, False), (False, False))})
-        return params, streams, rest
-
-    params_state, rng_state, rest = jax.eval_shape(trace, KEY)
-    paths = [_path_name(path) for path, _ in nnx.to_flat_state(params_state)]
-    structure = jax.tree.structure(params_state)
-    rng_leaves, rng_structure = jax.tree.flatten(rng_state)
-    # An array that is a plain attribute (a table of frequencies, a mask) is no state of ours: such a module is rebuilt
-    # inside each trace to have it, and XLA drops the rest of the initialisation, which nobody uses.
-    rebuild = bool(constants)
-    _reject_state(spec, rest)
-    if rebuild:
-        _reject_random_constants(spec, make)
-
-    def to_params(state: nnx.State) -> dict[str, Any]:
-        return _nest({_path_name(path): variable[...] for path, variable in nnx.to_flat_state(state)})
-
-    def streams(key: jax.Array | None) -> nnx.State:
-        base = jax.random.key(0) if key is None else key
-        values = [
-            jax.random.fold_in(base, i)
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-            else jnp.zeros(leaf.shape, leaf.dtype)
-            for i, leaf in enumerate(rng_leaves)
-        ]
-        return jax.tree.unflatten(rng_structure, values)
-
-    def apply(params: dict[str, Any], x: Any, key: jax.Array | None, train: bool) -> Any:
-        dropout = train and key is not None  # without a key there is no dropout
-        rebuilt = in_mode(make(jax.random.key(0)), train, dropout) if rebuild else None
-        graph, others = rebuilt or (modes[train, dropout], rest)
-        state = jax.tree.unflatten(structure, [_lookup(params, path) for path in paths])
-        module = nnx.merge(graph, state, streams(key), others)
-        return module(x) if forward_fn is None else forward_fn(module, x)
-
-    def init(key: jax.Array, x: Any) -> dict[str, Any]:
-        del x
-        return to_params(nnx.state(make(key), nnx.Param))
-
-    return BoundLayer(spec.name, init, apply, uses_key=bool(rng_leaves))
 
 
-def _constants(module: nnx.Module) -> dict[str, jax.Array]:
-    """Arrays that are plain attributes, by path."""
-    nodes = nnx.iter_graph(module)
-    return {".".join(_path_name(p)): jnp.asarray(n) for p, n in nodes if isinstance(n, jax.Array | np.ndarray)}
+def find_built(value: Any) -> tuple[Any, str] | None:
+    """A module with weights that a callable holds, and how it does; None if there is none."""
+    todo: list[tuple[Any, str]] = [(value, "")]
+    seen: set[int] = set()
+    kept: list[Any] = []  # so that no id is used twice
+    while todo:
+        here, how = todo.pop()
+        if id(here) in seen:
+            continue
+        seen.add(id(here))
+        kept.append(here)
+        # A linen module without weights may be used by a function; a method of it is meant to be the layer.
+        if isinstance(here, nnx.Module) or (
+            isinstance(here, linen.Module) and (here.scope is not None or how.endswith(_METHOD))
+        ):
+            return here, how
+        todo += [(part, name if not how else f"{how}, {name}") for part, name in _held(here)]
+    return None
 
 
-def _reject_state(spec: LayerSpec, rest: nnx.State) -> None:
-    for path, variable in nnx.to_flat_state(rest):
-        if isinstance(variable, nnx.Variable):
-            raise LayerError(
-                f"{spec!r}: the variable {'.'.join(_path_name(path))!r} is a {type(variable).__name__}. Layers with state "
-                "beside nnx.Param and random streams (batch statistics, caches) are not supported in this version."
-            )
+def _held(value: Any) -> Iterator[tuple[Any, str]]:
+    """What a callable or a container holds, with a word for each."""
+    if isinstance(value, types.MethodType):
+        yield value.__self__, _METHOD
+        yield value.__func__, _METHOD
+    elif isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield part, "in a functools.partial"
+    elif isinstance(value, types.FunctionType):
+        yield from _used_by_function(value)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for part in value:
+            yield part, "in a container"
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield part, "in a container"
+    elif callable(value) and not inspect.isclass(value):
+        yield getattr(value, "__wrapped__", None), "a wrapped function"
+        for name, part in getattr(value, "__dict__", {}).items():
+            yield part, f"its attribute {name!r}"
 
 
-def _reject_random_constants(spec: LayerSpec, make: Callable[[jax.Array], nnx.Module]) -> None:
-    """A random plain array would be a param that nobody trains, the same in every layer."""
-    one, other = (jax.jit(lambda key: _constants(make(key)))(jax.random.key(seed)) for seed in (0, 1))
-    for name, value in one.items():
-        if not np.array_equal(value, other[name], equal_nan=jnp.issubdtype(value.dtype, jnp.inexact)):
-            raise LayerError(
-                f"{spec!r}: the attribute {name!r} is a random array but not an nnx.Param. Make it an nnx.Param, or "
-                "compute it from something else than rngs."
-            )
+def _used_by_function(function: types.FunctionType) -> Iterator[tuple[Any, str]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield cell.cell_contents, f"as {name!r}"
+        except ValueError:  # not bound yet
+            continue
+    for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield part, "in a default"
+    yield from ((part, "a wrapped function") for part in function.__dict__.values())
+    for name in _global_names(function.__code__):
+        part = function.__globals__.get(name)
+        # Functions of a program use each other; only what is a module itself, or a method of one, is looked at.
+        if isinstance(getattr(part, "__self__", part), (nnx.Module, linen.Module)):
+            yield part, f"as {name!r}"
 
 
-# -------------------------------------------------------------------------------------------------------- flax.linen
+def _global_names(code: types.CodeType) -> set[str]:
+    names = {line.argval for line in dis.get_instructions(code) if line.opname == "LOAD_GLOBAL"}
+    inner: list[types.CodeType] = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return names.union(*map(_global_names, inner))
 
 
-def _from_linen(spec: LayerSpec, forward_fn: ForwardFn) -> BoundLayer:
-    module = spec.target(*spec.args, **spec.kwargs)
-    named = keywords_named(spec.target.__call__, ("train", "deterministic"), 2)
-
-    def mode(train: bool, key: jax.Array | None) -> dict[str, bool]:
-        # Without a key there is no dropout; a module that names only `train` has no other way to be told.
-        dropout = train and key is not None
-        values = {"train": train if "deterministic" in named else dropout, "deterministic": not dropout}
-        return {name: values[name] for name in named}
-
-    def init(key: jax.Array, x: Any) -> Any:
-        variables = module.init({"params": key}, x, **mode(False, None))
-        others = sorted(set(variables) - {"params"})
-        if others:
-            raise LayerError(
-                f"{spec!r}: has the variable collections {others} beside 'params'. Layers with state (batch "
-                "statistics, caches) are not supported in this version."
-            )
-        return variables.get("params", {})
-
-    def apply(params: Any, x: Any, key: jax.Array | None, train: bool) -> Any:
-        rngs = None if key is None else {"dropout": key}
-        if forward_fn is not None:
-            return module.apply({"params": params}, x, method=forward_fn, rngs=rngs)
-        return module.apply({"params": params}, x, rngs=rngs, **mode(train, key))
-
-    return BoundLayer(spec.name, init, apply, uses_key=True)
+def _short(value: Any) -> str:
+    text = " ".join((getattr(value, "__qualname__", None) or repr(value)).split())
+    return text if len(text) <= 80 else text[:77] + "..."

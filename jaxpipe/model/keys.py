@@ -1,9 +1,42 @@
 """Where every PRNG key comes from. Nothing here knows about stages, so results do not depend on the partition."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpipe.errors import ConfigError
+from jaxpipe.model.shapes import describe, is_key
 
 # What a key looks like from outside.
 KEY = jax.eval_shape(lambda: jax.random.key(0))
+_WORDS = jax.eval_shape(jax.random.key_data, KEY).shape
+
+
+def as_key(key: Any, what: str = "key") -> Any:
+    """A PRNG key from what a user may give for one: a key (typed, or the older array of words), or an integer seed.
+
+    Raises:
+      ConfigError: it is none of these.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        try:
+            return jax.random.key(int(key))
+        except OverflowError as error:
+            raise ConfigError(f"{what}={key}: a seed has at most 64 bits.") from error
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and not isinstance(key, np.generic):
+        if is_key(key) and shape == ():
+            return key
+        if dtype == np.uint32 and shape == _WORDS:
+            if isinstance(key, jax.ShapeDtypeStruct):
+                return KEY
+            return jax.random.wrap_key_data(jnp.asarray(key))
+        if jnp.issubdtype(dtype, jnp.integer) and shape == () and not isinstance(key, jax.ShapeDtypeStruct):
+            return jax.random.key(key)
+    shown = describe(key) if dtype is not None else repr(key)
+    raise ConfigError(f"{what}={shown} must be one PRNG key, such as jax.random.key(0), or an integer seed.")
 
 
 def init_key(key: jax.Array, layer: int | jax.Array) -> jax.Array:

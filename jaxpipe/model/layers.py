@@ -1,7 +1,8 @@
 """What users put into the layer list, and the one form in which the rest of jaxpipe sees a layer.
 
 A list entry is a `Layer`, a `LayerSpec` / `TiedLayerSpec` (built late, so that no device ever holds the whole model), or
-any other callable, which is a layer without parameters. `bind` turns each into a `BoundLayer`.
+any other callable, which is a layer without parameters. `bind` turns each into a `BoundLayer`: its own name, and a `Kind`,
+the functions, which it has in common with the layers that compute the same.
 """
 
 import functools
@@ -13,10 +14,18 @@ from typing import Any
 import jax
 
 from jaxpipe.errors import LayerError
+from jaxpipe.model.blame import blame, mark
+from jaxpipe.model.keywords import keywords_of
 from jaxpipe.model.same import same_value
+from jaxpipe.model.values import canonical
 
 Params = Any
 Tree = Any
+
+_WHAT_IS_A_LAYER = (
+    "A layer is a jaxpipe.Layer(init, apply), a jaxpipe.LayerSpec(module_class, ...), a jaxpipe.TiedLayerSpec, or any "
+    "other callable (a layer without parameters)."
+)
 
 
 @dataclass(frozen=True)
@@ -26,20 +35,35 @@ class Layer:
     Attributes:
       init: `init(key, x) -> params`; `x` is a batch of the layer's input (its values are zeros, only shapes count).
       apply: `apply(params, x) -> y`. It may name the keywords `key` (a PRNG key of this layer, micro-batch and data
-        rank; None when the caller gave no key) and `train` (bool); they are passed when named.
-      name: shown in messages and used in the names of parameters.
+        rank; None when the caller gave no key), `train` and `deterministic` (bool); they are passed where they have no
+        default, or None, or for the flags a bool.
+      name: shown in messages and used in the names of parameters; no part of what makes layers alike.
+
+    Raises:
+      LayerError: `init` or `apply` is not callable, or `name` no string.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., Tree]
     name: str = ""
 
+    def __post_init__(self):
+        for what in ("init", "apply"):
+            if not callable(getattr(self, what)):
+                raise LayerError(
+                    f"Layer({what}={getattr(self, what)!r}): a layer is a pair of functions, init(key, x) -> params and "
+                    "apply(params, x) -> y. One without parameters is a plain function in the layer list."
+                )
+        if not isinstance(self.name, str):
+            raise LayerError(f"Layer(name={self.name!r}): the name of a layer is a string.")
+
 
 class LayerSpec:
     """A layer that is built where it is needed: `target(*args, **kwargs)`.
 
-    `target` is a `flax.nnx.Module` class (its `rngs` argument is filled in), a `flax.linen.Module` class, or a function
-    that returns a `Layer`. Equal specs make layers of one kind, which are stacked, sharded over the ranks and scanned.
+    `target` is a `flax.nnx.Module` class or a function that makes such a module (its `rngs` argument is filled in), a
+    `flax.linen.Module` class, or a function that returns a `Layer`; a `functools.partial` of these too. Specs that
+    compute the same make layers of one kind, which are stacked, sharded over the ranks and scanned.
     """
 
     def __init__(self, target: Callable[..., Any], *args: Any, **kwargs: Any):
@@ -52,7 +76,8 @@ class LayerSpec:
 
     @property
     def name(self) -> str:
-        return getattr(self.target, "__name__", type(self.target).__name__)
+        target = self.target.func if isinstance(self.target, functools.partial) else self.target
+        return getattr(target, "__name__", type(target).__name__)
 
     def __repr__(self) -> str:
         arguments = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.kwargs.items()]
@@ -69,7 +94,8 @@ class TiedLayerSpec(LayerSpec):
       key: identity of the tie.
       target: as for `LayerSpec`; all uses of one key name the same target and arguments.
       forward_fn: `forward_fn(module, x)` replaces the plain call, for example to use an embedding as the output
-        projection. It gets the flax module with its weights, or the params when `target` makes a `Layer`.
+        projection. It gets the flax module with its weights, or the params when `target` makes a `Layer`; and `train` and
+        `deterministic` (with a `Layer` also `key`) as `Layer.apply` does.
     """
 
     def __init__(
@@ -81,6 +107,10 @@ class TiedLayerSpec(LayerSpec):
         **kwargs: Any,
     ):
         super().__init__(target, *args, **kwargs)
+        if forward_fn is not None and not callable(forward_fn):
+            raise LayerError(
+                f"TiedLayerSpec({key!r}, ..., forward_fn={forward_fn!r}): it is a function (module, x) -> y."
+            )
         self.key, self.forward_fn = key, forward_fn
 
     def __repr__(self) -> str:
@@ -88,148 +118,174 @@ class TiedLayerSpec(LayerSpec):
 
 
 @dataclass(frozen=True, eq=False)
-class BoundLayer:
-    """A layer as the rest of jaxpipe sees it; two list entries of one kind share one object.
+class Kind:
+    """The functions of a layer. Layers of one kind share one object; what the functions return is `canonical`.
 
     Attributes:
-      name: for messages.
       init: `init(key, x) -> params`, traceable.
       apply: `apply(params, x, key, train) -> y`, traceable; `key` may be None.
       uses_key: whether `apply` looks at `key`.
-      tie: key of the `TiedLayerSpec`, or None.
     """
 
-    name: str
     init: Callable[[jax.Array, Tree], Params]
     apply: Callable[[Params, Tree, jax.Array | None, bool], Tree]
     uses_key: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "init", _guarded(self.init))
+        object.__setattr__(self, "apply", _guarded(self.apply))
+
+
+def _guarded(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    def call(*args: Any) -> Tree:
+        try:
+            return canonical(function(*args))
+        except Exception as error:
+            mark(error)
+            raise
+
+    return call
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a list entry becomes a layer.
+
+    Attributes:
+      name: for messages.
+      source: what decides on the kind; entries whose sources are the same value compute the same.
+      adapt: makes the kind, which may mean tracing the constructor of a module.
+    """
+
+    name: str
+    source: Any
+    adapt: Callable[[], Kind]
+
+
+@dataclass(frozen=True, eq=False)
+class BoundLayer:
+    """A layer as the rest of jaxpipe sees it.
+
+    Attributes:
+      name: its own, for messages.
+      kind: what it computes.
+      tie: key of the `TiedLayerSpec`, or None.
+      entry: what stands in the layer list.
+    """
+
+    name: str
+    kind: Kind
     tie: str | None = None
     entry: Any = field(default=None, repr=False)
 
+    @property
+    def init(self) -> Callable[[jax.Array, Tree], Params]:
+        return self.kind.init
 
-def keywords_named(function: Callable[..., Any], names: Iterable[str], num_data: int) -> set[str]:
-    """Which of `names` the signature of `function` mentions by name, after its first `num_data` parameters.
+    @property
+    def apply(self) -> Callable[[Params, Tree, jax.Array | None, bool], Tree]:
+        return self.kind.apply
 
-    A keyword that a `functools.partial` has set already stays as it is set.
-    """
-    try:
-        parameters = dict(list(inspect.signature(function).parameters.items())[num_data:])
-    except (TypeError, ValueError):
-        return set()
-    fixed = function.keywords if isinstance(function, functools.partial) else {}
-    names = set(names) - set(fixed)
-    return {
-        name
-        for name in names
-        if name in parameters
-        and parameters[name].kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    }
+    @property
+    def uses_key(self) -> bool:
+        return self.kind.uses_key
 
 
-def with_keywords(function: Callable[..., Tree], named: set[str]) -> Callable[..., Tree]:
-    """`function(params, x, key, train)` passing on only the keywords in `named`."""
-
-    def apply(params: Params, x: Tree, key: jax.Array | None, train: bool) -> Tree:
-        available = {"key": key, "train": train}
-        return function(params, x, **{name: available[name] for name in named})
-
-    return apply
-
-
-def _from_layer(layer: Layer, forward_fn: Callable[..., Tree] | None = None) -> BoundLayer:
+def recipe_of_layer(name: str, layer: Layer, forward_fn: Callable[..., Tree] | None = None) -> Recipe:
+    """The recipe of a pair of functions; `name` is used if the layer has none."""
     function = layer.apply if forward_fn is None else forward_fn
-    named = keywords_named(function, ("key", "train"), 2)
-    name = layer.name or getattr(layer.apply, "__name__", "Layer").strip("<>")
-    return BoundLayer(name, layer.init, with_keywords(function, named), uses_key="key" in named)
+
+    def adapt() -> Kind:
+        apply, uses_key = _calling(function, 2)
+        return Kind(layer.init, lambda params, x, key, train: apply((params, x), key, train), uses_key)
+
+    return Recipe(layer.name or name, (Layer, layer.init, layer.apply, forward_fn), adapt)
 
 
-def _from_callable(function: Callable[..., Tree]) -> BoundLayer:
-    named = keywords_named(function, ("key", "train"), 1)
+def _recipe_of_callable(function: Callable[..., Tree]) -> Recipe:
     bare = function.func if isinstance(function, functools.partial) else function
-    name = getattr(bare, "__name__", type(bare).__name__).strip("<>")
-    return BoundLayer(
-        name,
-        lambda key, x: {},
-        with_keywords(lambda params, x, **keywords: function(x, **keywords), named),
-        uses_key="key" in named,
-    )
+
+    def adapt() -> Kind:
+        apply, uses_key = _calling(function, 1)
+        return Kind(lambda key, x: {}, lambda params, x, key, train: apply((x,), key, train), uses_key)
+
+    return Recipe(getattr(bare, "__name__", type(bare).__name__).strip("<>"), (None, function), adapt)
 
 
-def _from_spec(spec: LayerSpec, index: int) -> BoundLayer:
+def _calling(function: Callable[..., Tree], num_data: int) -> tuple[Callable[..., Tree], bool]:
+    """`(data, key, train) -> function(*data, ...)` with the keywords that it takes, and whether it takes a key."""
+    named = keywords_of(function, num_data)
+
+    def apply(data: tuple[Any, ...], key: jax.Array | None, train: bool) -> Tree:
+        # Without a key there is no dropout.
+        deterministic = not train or ("key" in named and key is None)
+        return named.call(function, data, {"key": key, "train": train, "deterministic": deterministic})
+
+    return apply, "key" in named
+
+
+def _recipe(entry: Any, index: int) -> Recipe:
     # flax is imported late: `import jaxpipe` alone should not pay for it.
     from jaxpipe.model import flax_adapters
 
-    forward_fn = getattr(spec, "forward_fn", None)
-    bound = flax_adapters.adapt(spec, forward_fn)
-    if bound is None:
-        built = spec.target(*spec.args, **spec.kwargs)
-        if not isinstance(built, Layer):
-            raise LayerError(
-                f"Layer {index}, LayerSpec({spec!r}), made a {type(built).__name__}. The target must be a flax.nnx or "
-                "flax.linen module class, or a function that returns a jaxpipe.Layer(init, apply)."
-            )
-        bound = _from_layer(built, forward_fn)
-    return bound
+    flax_adapters.reject_built_modules(entry, index)
+    if isinstance(entry, LayerSpec):
+        with blame(f"layer {index}, {entry!r}"):
+            return flax_adapters.recipe(entry, index)
+    if isinstance(entry, Layer):
+        return recipe_of_layer(getattr(entry.apply, "__name__", "Layer").strip("<>"), entry)
+    if callable(entry) and not inspect.isclass(entry):
+        return _recipe_of_callable(entry)
+    raise LayerError(f"Layer {index} is {entry!r}. {_WHAT_IS_A_LAYER}")
 
 
-def _same_entry(a: Any, b: Any) -> bool:
-    """Whether two list entries are layers of one kind (same functions, same arguments)."""
-    if a is b:
-        return True
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, LayerSpec):
-        return same_value(a.__dict__, b.__dict__)
-    if isinstance(a, Layer):
-        return same_value((a.init, a.apply, a.name), (b.init, b.apply, b.name))
-    return same_value(a, b)
+def _adapted(recipe: Recipe, entry: Any, index: int) -> Kind:
+    with blame(f"layer {index}, {entry!r}"):
+        return recipe.adapt()
 
 
 def bind_alone(entry: Any, index: int) -> BoundLayer:
-    """Adapts one entry of a layer list by itself; `bind` shares the result with equal entries.
+    """Adapts one entry of a layer list by itself, whether or not another one is like it.
 
     Raises:
       LayerError: the entry is not a layer.
     """
-    from jaxpipe.model import flax_adapters
-
-    flax_adapters.reject_built_module(entry, index)
-    if isinstance(entry, LayerSpec):
-        layer = _from_spec(entry, index)
-    elif isinstance(entry, Layer):
-        layer = _from_layer(entry)
-    elif callable(entry) and not inspect.isclass(entry):
-        layer = _from_callable(entry)
-    else:
-        raise LayerError(
-            f"Layer {index} is {entry!r}. A layer is a jaxpipe.Layer(init, apply), a jaxpipe.LayerSpec(module_class, "
-            "...), a jaxpipe.TiedLayerSpec, or any other callable (a layer without parameters)."
-        )
+    recipe = _recipe(entry, index)
     tie = entry.key if isinstance(entry, TiedLayerSpec) else None
-    return BoundLayer(layer.name, layer.init, layer.apply, layer.uses_key, tie, entry)
+    return BoundLayer(recipe.name, _adapted(recipe, entry, index), tie, entry)
 
 
 def bind(entries: Iterable[Any]) -> tuple[BoundLayer, ...]:
-    """Adapts every entry of a layer list; equal entries get the same `BoundLayer` object.
+    """Adapts every entry of a layer list; entries that compute the same share a `Kind`, with one name the whole object.
 
     Raises:
       LayerError: an entry is not a layer, or two uses of one tie key disagree.
     """
     bound: list[BoundLayer] = []
+    known: list[tuple[Any, Kind]] = []
+    named: dict[tuple[str, int], BoundLayer] = {}
     owners: dict[str, tuple[int, TiedLayerSpec]] = {}
     for index, entry in enumerate(entries):
-        known = next((layer for layer in bound if _same_entry(layer.entry, entry)), None)
-        if known is not None:
-            bound.append(known)
-            continue
+        tie = entry.key if isinstance(entry, TiedLayerSpec) else None
         if isinstance(entry, TiedLayerSpec):
             first, owner = owners.setdefault(entry.key, (index, entry))
             if not same_value((owner.target, owner.args, owner.kwargs), (entry.target, entry.args, entry.kwargs)):
                 raise LayerError(
-                    f"Layers {first} and {index} are tied by the key {entry.key!r} but differ: {owner!r} and {entry!r}. "
-                    "All uses of one key name the same target and arguments; give them different forward_fn instead."
+                    f"Layers {first} and {index} are tied by the key {tie!r} but differ: {owner!r} and {entry!r}. All "
+                    "uses of one key name the same target and arguments; give them different forward_fn instead."
                 )
-        bound.append(bind_alone(entry, index))
+        earlier = next((layer for layer in reversed(bound) if layer.entry is entry), None)
+        if earlier is not None:
+            bound.append(earlier)
+            continue
+        recipe = _recipe(entry, index)
+        source = tie, recipe.source
+        kind = next((kind for other, kind in known if same_value(other, source)), None)
+        if kind is None:
+            kind = _adapted(recipe, entry, index)
+            known.append((source, kind))
+        layer = BoundLayer(recipe.name, kind, tie, entry)
+        bound.append(named.setdefault((recipe.name, id(kind)), layer))
     if not bound:
         raise LayerError("The layer list is empty. A pipeline needs at least one layer.")
     return tuple(bound)

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 from jaxpipe.errors import DataError, LossError
 from jaxpipe.mesh import DATA, manual_axes
 from jaxpipe.model import loss_weight
+from jaxpipe.model.abstract import refuse_permutes
+from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import describe, sum_dtype
 
 LossFn = Callable[[Any, Any], Any]
@@ -129,6 +131,11 @@ def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, mesh: Mesh | 
             f"The labels are {labels!r}, but loss_fn needs them: {type(error).__name__}: "
             f"{text[0].rstrip('.') if text else 'no message'}. Pass labels, or (in evaluation) compute_loss=False."
         ) from error
+    if mesh is not None:
+        try:
+            refuse_permutes(traced, mesh)
+        except Fault as fault:
+            raise LossError(f"loss_fn {fault}") from fault
     if loss_weight.depends(traced, range(len(jax.tree.leaves(outputs))))[1]:
         raise LossError(
             "loss_fn returned a jaxpipe.Weighted whose weight depends on the outputs of the model. The weight is a "

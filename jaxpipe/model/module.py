@@ -1,16 +1,18 @@
 """`PipelineModule`: the layer list, its loss, and how to cut it."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from jaxpipe.errors import LayerError
+from jaxpipe.errors import LayerError, LossError
 from jaxpipe.model import keys, partition
-from jaxpipe.model.layers import BoundLayer, Params, Tree, bind
+from jaxpipe.model.abstract import abstract, with_data_axis
+from jaxpipe.model.blame import blame
+from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, Params, Tree, bind
 from jaxpipe.model.loss import LossFn, LossShapes, loss_shapes
 from jaxpipe.model.shapes import avals, describe
 
@@ -35,6 +37,10 @@ class PipelineModule:
         "loss" of a dict with them. None: the last layer's output is the loss.
       partition_method: "uniform", "parameters", "cost" (FLOPs as XLA counts them), "type:<regex>" (balances the layers
         whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`.
+
+    Raises:
+      LayerError: `layers` is no list of layers. LossError: `loss_fn` is not callable. PartitionError: `partition_method`
+        is neither a string nor integers.
     """
 
     def __init__(
@@ -43,7 +49,13 @@ class PipelineModule:
         loss_fn: LossFn | None = None,
         partition_method: str | Sequence[int] = "parameters",
     ):
-        self.entries = tuple(layers)
+        self.entries: tuple[Any, ...] = _entries(layers)
+        if loss_fn is not None and not callable(loss_fn):
+            raise LossError(
+                f"PipelineModule(loss_fn={loss_fn!r}): it is a function loss_fn(outputs, labels), or None if the last "
+                "layer returns the loss."
+            )
+        partition.check_method(partition_method)
         self.layers: tuple[BoundLayer, ...] = bind(self.entries)
         self.loss_fn = loss_fn
         self.partition_method = partition_method
@@ -75,7 +87,13 @@ class PipelineModule:
         return self.layers[index].init(keys.init_key(key, index), inputs)
 
     def shapes(
-        self, example: Tree, params: Sequence[Params] | None = None, *, train: bool = True, key: Any = keys.KEY
+        self,
+        example: Tree,
+        params: Sequence[Params] | None = None,
+        *,
+        train: bool = True,
+        key: Any = keys.KEY,
+        mesh: Mesh | None = None,
     ) -> list[LayerShapes]:
         """Runs the list on shapes only.
 
@@ -83,29 +101,24 @@ class PipelineModule:
           example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
           params: per-layer params, if known; otherwise their shapes come from each layer's `init`.
           train, key: what each `apply` is called with (`key`: an abstract key, or None).
+          mesh: whose axes layers may name; None: "data" is an axis of one device.
 
         Raises:
-          LayerError: a layer does not accept what the layer before it returns; both are named.
+          LayerError: a layer does not accept what the layer before it returns; both are named. What a layer itself raises
+            is raised as it is, with a note that names the layer.
         """
         found: list[LayerShapes] = []
         x = avals(example)
         for index, layer in enumerate(self.layers):
-            try:
+            source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
+            with blame(self.label(index), lambda x=x, source=source: f"{source} {describe(x)}"):
                 held = (
-                    jax.eval_shape(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x)
+                    abstract(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x, mesh=mesh)
                     if params is None
                     else avals(params[index])
                 )
                 owned = held if self.owners[index] == index else found[self.owners[index]].params
-                y = jax.eval_shape(lambda p, v, k, f=layer.apply: f(p, v, k, train), owned, x, key)
-            except LayerError:
-                raise
-            except Exception as error:
-                source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
-                raise LayerError(
-                    f"{self.label(index)} cannot take its input: {source} {describe(x)}. It failed with "
-                    f"{type(error).__name__}: {_first_line(error)}. Make the two fit, or put a layer between them."
-                ) from error
+                y = abstract(lambda p, v, k, f=layer.apply: f(p, v, k, train), owned, x, key, mesh=mesh)
             found.append(LayerShapes(held, x, y))
             x = y
         return found
@@ -154,12 +167,31 @@ class PipelineModule:
         flops = []
         for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True)):
             held = shapes[self.owners[index]].params
-            seen = (id(layer), str(avals((held, shape.inputs))))
+            seen = (layer.kind, str(avals((held, shape.inputs))))
             if seen not in counted:
-                lowered = jax.jit(lambda p, x, f=layer.apply: f(p, x, None, True)).lower(held, shape.inputs)
+                source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
+                with blame(self.label(index), lambda x=shape.inputs, source=source: f"{source} {describe(x)}"):
+                    run = with_data_axis(lambda p, x, f=layer.apply: f(p, x, None, True), 1)
+                    lowered = jax.jit(run).lower(held, shape.inputs)
                 counted[seen] = int((lowered.cost_analysis() or {}).get("flops", 0))
             flops.append(counted[seen])
         return flops
+
+
+def _entries(layers: Any) -> tuple[Any, ...]:
+    """The entries of a layer list; LayerError for what is none, or has no order, or is a single layer."""
+    if (
+        isinstance(layers, (Layer, LayerSpec, str, bytes, Mapping, Set))
+        or callable(layers)
+        or not isinstance(layers, Iterable)
+    ):
+        shown = " ".join(repr(layers).split())
+        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+        raise LayerError(
+            f"PipelineModule({shown}): the first argument is a {type(layers).__name__}, but it is the list of layers, in "
+            "order, such as [jaxpipe.LayerSpec(Embed, 64), jaxpipe.LayerSpec(Block, 64), jax.nn.relu]."
+        )
+    return tuple(layers)
 
 
 def _first_line(error: Exception) -> str:

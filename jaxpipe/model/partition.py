@@ -17,7 +17,7 @@ import operator
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from numbers import Rational, Real
@@ -156,10 +156,12 @@ def partition(
         PartitionError: the method is unknown, or cannot be followed.
     """
     assert len(names) == num_layers, f"{len(names)} names for {num_layers} layers: a bug in jaxpipe, please report it"
-    if not isinstance(method, str):
-        return explicit(method, num_layers, num_stages)
+    check_method(method)
     # Before any weight is computed: a pipeline that is too long is the commoner mistake, and counting is slow.
     _check_counts(num_layers, num_stages)
+    num_stages = operator.index(num_stages)
+    if not isinstance(method, str):
+        return explicit(method, num_layers, num_stages)
     kind, _, pattern = method.partition(":")
     if kind == "type" and pattern:
         return by_type(names, pattern, num_stages)
@@ -177,7 +179,19 @@ def partition(
     )
 
 
+def check_method(method: object) -> None:
+    """Raises PartitionError for what is neither a string nor a list of boundaries."""
+    if not isinstance(method, str | Iterable) or isinstance(method, bytes | Mapping | Set):
+        raise PartitionError(
+            f"partition_method={method!r} must be 'uniform', 'parameters', 'cost', 'type:<regex>' (such as 'type:block'), "
+            "or a list of boundaries (such as [0, 4, 8])."
+        )
+
+
 def _check_counts(num_layers: int, num_stages: int) -> None:
+    # NumPy's integers are integers here; a bool or "2" is a mistake.
+    if isinstance(num_stages, bool) or not hasattr(type(num_stages), "__index__"):
+        raise PartitionError(f"num_stages={num_stages!r} must be an integer, 1 or more.")
     if num_stages < 1:
         raise PartitionError(f"num_stages={num_stages}: a pipeline has at least one stage.")
     if num_layers < num_stages:

@@ -35,6 +35,11 @@ def is_inexact(x: Any) -> bool:
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
+def is_key(x: Any) -> bool:
+    """Whether a leaf is a typed PRNG key, or an array of them."""
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def sum_dtype(dtype: Any) -> Any:
     """The dtype to sum many values in: float32 for shorter floats, whose mantissa would swallow small terms."""
     return jnp.float32 if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32 else dtype

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from jaxpipe.model import keys
-from jaxpipe.model.layers import BoundLayer, Params, Tree
+from jaxpipe.model.blame import blame
+from jaxpipe.model.layers import Kind, Params, Tree
 from jaxpipe.model.module import LayerShapes
-from jaxpipe.model.shapes import signature
+from jaxpipe.model.shapes import describe, signature
 from jaxpipe.model.storage import Storage
 
 
@@ -21,19 +22,21 @@ class Part:
     """`count` like layers in a row.
 
     Attributes:
-      layer: the function.
+      kind: the function.
       offset: index of the first of them within the stage.
       stack: name of the stack they compute with, or None.
       slot: slot of the first in that stack.
       shared: name of the shared entry it computes with (then `count` is 1), or None.
+      label: names the first of them in messages.
     """
 
-    layer: BoundLayer
+    kind: Kind
     offset: int
     count: int = 1
     stack: str | None = None
     slot: int = 0
     shared: str | None = None
+    label: str = field(default="", compare=False)
 
     def apply(self, params: Params, x: Tree, layer_keys: Any, train: bool) -> Tree:
         """The layers one after the other.
@@ -42,18 +45,19 @@ class Part:
           params: of the layer; with a leading dim of `count` if it is more than one.
           layer_keys: a key, an array of `count` keys, or None.
         """
-        if self.count == 1:
-            return self.layer.apply(params, x, layer_keys, train)
 
         def step(x: Tree, each: Any) -> tuple[Tree, None]:
             params, key = each
-            return self.layer.apply(params, x, key, train), None
+            return self.kind.apply(params, x, key, train), None
 
-        return jax.lax.scan(step, x, (params, layer_keys), length=self.count)[0]
+        with blame(f"{self.label} or one like it", lambda: f"it was given {describe(x)}"):
+            if self.count == 1:
+                return self.kind.apply(params, x, layer_keys, train)
+            return jax.lax.scan(step, x, (params, layer_keys), length=self.count)[0]
 
     def keys(self, micro_batch_key: jax.Array | None, first: jax.Array) -> Any:
         """The keys of the layers, or None; `first` is the global index of the first of them."""
-        if micro_batch_key is None or not self.layer.uses_key:
+        if micro_batch_key is None or not self.kind.uses_key:
             return None
         if self.count == 1:
             return keys.layer_key(micro_batch_key, first)
@@ -102,17 +106,17 @@ def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
 
 
 def _single(storage: Storage, index: int, start: int) -> Part:
-    layer = storage.module.layers[index]
+    kind, label = storage.module.layers[index].kind, storage.module.label(index)
     if stack := storage.stack_of(index):
-        return Part(layer, index - start, stack=stack.name, slot=stack.places[index][1])
+        return Part(kind, index - start, stack=stack.name, slot=stack.places[index][1], label=label)
     shared = storage.shared_of(index)
-    return Part(layer, index - start, shared=shared.name if shared else None)
+    return Part(kind, index - start, shared=shared.name if shared else None, label=label)
 
 
 def _continues(run: Part, part: Part, before: LayerShapes, here: LayerShapes) -> bool:
     """Whether `part` extends the run before it: a scan needs one function, one stack and one shape throughout."""
     return (
-        run.layer is part.layer
+        run.kind is part.kind
         and run.stack == part.stack
         and run.shared is None
         and part.shared is None

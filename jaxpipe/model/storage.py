@@ -8,6 +8,7 @@ along one dim over the ranks (where a dim divides), and gathered once per step, 
 with the number of ranks.
 """
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,14 +65,14 @@ class Storage:
         for index, layer in enumerate(module.layers):
             if module.owners[index] == index and jax.tree.leaves(params[index]):
                 alone = index if layer.tie is not None else -1  # a tied layer is never stacked
-                kinds.setdefault((id(layer), signature(params[index]), alone), []).append(index)
+                kinds.setdefault((layer.kind, signature(params[index]), alone), []).append(index)
         digits = len(str(module.num_layers - 1))
         self.stacks: dict[str, Stack] = {}
         self.shared: dict[str, Shared] = {}
         for members in kinds.values():
             name, shape = module.layers[members[0]].name, self.layer_params[members[0]]
             if len(members) > 1:
-                name = _unique(name, self.stacks)
+                name = _unique(_common([module.layers[index].name for index in members]), self.stacks)
                 self.stacks[name] = self._stack(name, members, shape)
             else:
                 name = f"{members[0]:0{digits}d}_{name}"
@@ -243,6 +244,13 @@ def check_layers(module: PipelineModule, layers: Sequence[Params], expected: Seq
     for index, (given, wanted) in enumerate(zip(layers, expected, strict=True)):
         if signature(given) != signature(wanted):
             raise LayerError(f"{module.label(index)}: expected params {describe(wanted)}, got {describe(given)}.")
+
+
+def _common(names: Sequence[str]) -> str:
+    """One name for layers that have their own: `block` for `block_0`, `block_1`; the first one's if they share nothing."""
+    if len(set(names)) == 1:
+        return names[0]
+    return os.path.commonprefix(list(names)).rstrip("0123456789_-.:/ ") or names[0]
 
 
 def _unique(name: str, taken: dict[str, Any]) -> str:

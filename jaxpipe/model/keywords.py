@@ -1,0 +1,104 @@
+"""Which keywords a layer is handed: `key`, `train` and `deterministic`, where its function has them.
+
+A name alone is not enough: `def scale(x, train=2.5)` has a number of its own. `train` and `deterministic` are flags if
+their default is a bool or None, or if they have none; `key` is a PRNG key if its default is None or if it has none. What a
+`functools.partial` has set stays as it is set.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+FLAGS = ("train", "deterministic")
+_BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """The keywords that one function takes.
+
+    Attributes:
+      by_position: those that directly follow the data; they are passed so, because `jax.checkpoint` and flax's `remat`
+        know static arguments by position only.
+      by_name: the others.
+    """
+
+    by_position: tuple[str, ...] = ()
+    by_name: tuple[str, ...] = ()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_position or name in self.by_name
+
+    def __bool__(self) -> bool:
+        return bool(self.by_position or self.by_name)
+
+    def call(self, function: Callable[..., Any], data: Sequence[Any], values: dict[str, Any]) -> Any:
+        """`function(*data, ...)` with those of the values that it takes."""
+        positions = [values[name] for name in self.by_position]
+        return function(*data, *positions, **{name: values[name] for name in self.by_name})
+
+
+def keywords_of(
+    function: Callable[..., Any],
+    num_data: int,
+    names: Collection[str] = ("key", *FLAGS),
+    none_is_unset: Collection[str] = ("key", *FLAGS),
+) -> Keywords:
+    """What `function` takes after its first `num_data` parameters.
+
+    Args:
+      names: which keywords to look for.
+      none_is_unset: those for which a default of None means that the caller is to say it.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[num_data:]
+    except (TypeError, ValueError):  # some builtins have no signature
+        return Keywords()
+    fixed = function.keywords if isinstance(function, functools.partial) else {}
+    by_position, by_name = _accepted(function, num_data)
+    positions: list[str] = []
+    rest: list[str] = []
+    directly = True  # so far every parameter behind the data is one of ours
+    for parameter in parameters:
+        name = parameter.name
+        wanted = name in names and name not in fixed and _is_ours(parameter, name in none_is_unset)
+        directly = directly and wanted and parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        if wanted and directly and by_position(name):
+            positions.append(name)
+        elif wanted and by_name(name):
+            directly = False
+            rest.append(name)
+    return Keywords(tuple(positions), tuple(rest))
+
+
+def _is_ours(parameter: inspect.Parameter, none_is_unset: bool) -> bool:
+    if parameter.kind not in _BY_NAME:
+        return False
+    if parameter.default is inspect.Parameter.empty:
+        return True
+    if parameter.default is None:
+        return none_is_unset
+    return parameter.name in FLAGS and isinstance(parameter.default, (bool, np.bool_))
+
+
+def _accepted(function: Callable[..., Any], num_data: int) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
+    """Whether a name can be passed by position, and by name, to the function as it is.
+
+    `inspect.signature` shows what a decorated function wraps, while the wrapper may take less.
+    """
+    try:
+        outer = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    except (TypeError, ValueError):
+        return (lambda name: True), (lambda name: True)
+    kinds = {parameter.kind for parameter in outer}
+    named = {parameter.name: parameter.kind for parameter in outer[num_data:]}
+    positional = inspect.Parameter.VAR_POSITIONAL in kinds
+    keyword = inspect.Parameter.VAR_KEYWORD in kinds
+    return (
+        lambda name: positional or named.get(name) is inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        lambda name: keyword or named.get(name) in _BY_NAME,
+    )
