@@ -48,7 +48,9 @@ def initialize(
     root = as_key(0 if key is None else key)
     layerwise = _layerwise(transformation, pipe, pipe.check(example))
     params = pipe.init(root, example[0]) if layers is None else pipe.from_layers(layers)
-    return Engine(pipe, layerwise, config, params, root)
+    # An older key of words stays one in the state: checkpoints say of which kind it is.
+    of_words = getattr(key, "shape", ()) != ()
+    return Engine(pipe, layerwise, config, params, jax.random.key_data(root) if of_words else root)
 
 
 def _layerwise(optimizer: Optimizer, pipe: Pipeline, loss: jax.ShapeDtypeStruct) -> Layerwise:

@@ -141,7 +141,9 @@ def test_what_is_no_list_of_layers(layers):
 @pytest.mark.parametrize("module", [[SCALE], {"a": 1}, "gpt", None, 5])
 def test_what_is_no_module(module):
     example = tuple(a[0] for a in make_batch(1))
-    with pytest.raises(LayerError, match=r"module=.*: expected a jaxpipe.PipelineModule. Write jaxpipe.PipelineModule\("):
+    with pytest.raises(
+        LayerError, match=r"module=.*: expected a jaxpipe.PipelineModule. Write jaxpipe.PipelineModule\("
+    ):
         jaxpipe.initialize(module, optax.sgd(0.1), mesh=jaxpipe.make_mesh(pipe=1), example=example)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpipe.model.keys import as_key
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.optimizer.arguments import plain_numpy_rules
 from jaxpipe.optimizer.layerwise import Layerwise
@@ -39,7 +40,8 @@ def make_step(
     """
 
     def step(state: TrainState, inputs: Any, labels: Any) -> tuple[TrainState, StepInfo]:
-        loss, grads = value_and_grad(state.params, inputs, labels, jax.random.fold_in(state.key, state.step))
+        key = as_key(jax.random.fold_in(state.key, state.step))
+        loss, grads = value_and_grad(state.params, inputs, labels, key)
         with plain_numpy_rules():
             norm = global_norm(grads)
             used = grads if gradient_clipping is None else clipped(grads, norm, gradient_clipping)

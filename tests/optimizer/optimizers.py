@@ -92,6 +92,11 @@ def loops():
     return optax.stateless(lambda grads, _: jax.tree.map(one, grads))
 
 
+def signs():
+    """Divides by what is zero in padding only."""
+    return optax.stateless(lambda grads, _: jax.tree.map(lambda g: g / jnp.abs(g), grads))
+
+
 def traced_value():
     """Uses the loss and the gradient before clipping, and keeps both."""
 
@@ -154,6 +159,7 @@ def optimizers():
         "nameless": nameless(),
         "flatten": o.flatten(o.adam(RATE)),
         "minus_mean": o.chain(minus_mean(), o.sgd(RATE)),
+        "signs": o.chain(signs(), o.clip_by_global_norm(1.0), o.sgd(RATE)),
         "by_depth": by_depth(),
         "waiting": waiting(),
         "loops": loops(),
