@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
 from jaxpipe.model.abstract import abstract
+from jaxpipe.model.blame import Fault
 from jaxpipe.model.loss import LossFn, call, loss_terms, over
 from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
 
@@ -50,7 +51,10 @@ class Tally:
         self.loss_fn, self.rows, self.num_micro_batches = loss_fn, rows, num_micro_batches
         self.loss, self.metrics, self.metrics_fn, self.by_rows = loss, metrics, metrics_fn, by_rows
         self.rules: dict[str, type[Metric]] = {}
-        self._avals: Any = abstract(self._score, outputs, labels, mesh=mesh)
+        try:
+            self._avals: Any = abstract(self._score, outputs, labels, mesh=mesh)
+        except Fault as fault:
+            raise LossError(f"loss_fn or metrics {fault}") from fault
 
     def _score(self, outputs: Tree, labels: Tree) -> tuple[Any, dict[str, Any]]:
         """(total, weight) or None, and {name: terms}, of one micro-batch on one data rank."""

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxpipe.mesh import DATA, manual_axes, pipe_size
+from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import avals
 
@@ -33,18 +33,28 @@ def abstract(function: Callable[..., Tree], *args: Tree, mesh: Mesh | None = Non
         function, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=manual_axes(mesh), check_vma=False
     )
     traced, found = jax.make_jaxpr(inside, return_shape=True)(*args)
-    refuse_permutes(traced, mesh)
+    refuse_deadlocks(traced, mesh)
     return avals(found)
 
 
-def refuse_permutes(traced: Any, mesh: Mesh) -> None:
-    """Raises Fault if a user's function, as it was traced, has a permute that ranks of `mesh` would wait in."""
-    if pipe_size(mesh) > 1 and any(permutes(traced)):
-        raise Fault(
-            "uses jax.lax.ppermute (or pshuffle). Every device of the mesh takes part in a permute, while the ranks "
-            "of a pipeline run different layers at one time: they would wait for each other for ever. Use "
-            "jax.lax.all_gather or all_to_all over the data axis instead."
-        )
+def refuse_deadlocks(traced: Any, mesh: Mesh) -> None:
+    """Raises Fault if a user's function, as it was traced, has a collective in which ranks of `mesh` would wait for ever.
+
+    The ranks of a pipeline run different layers at one time, so only devices of one rank can meet in a layer.
+    """
+    for equation in equations(traced):
+        if equation.primitive.name == "ppermute" and pipe_size(mesh) > 1:
+            raise Fault(
+                "uses jax.lax.ppermute (or pshuffle). Every device of the mesh takes part in a permute, while the ranks "
+                "of a pipeline run different layers at one time: they would wait for each other for ever. Use "
+                "jax.lax.all_gather or all_to_all over the data axis instead."
+            )
+        if PIPE in axes_of(equation):
+            raise Fault(
+                f'names the mesh axis "{PIPE}" (in {equation.primitive.name}). The ranks of a pipeline run different '
+                "layers at one time: they would wait for each other for ever, and the result would depend on the number "
+                'of stages. Layers and loss_fn may use the axis "data".'
+            )
 
 
 def with_data_axis(function: Callable[..., Tree], size: int) -> Callable[..., Tree]:
@@ -52,12 +62,17 @@ def with_data_axis(function: Callable[..., Tree], size: int) -> Callable[..., Tr
     return jax.vmap(function, in_axes=None, axis_name=DATA, axis_size=size)
 
 
-def permutes(jaxpr: Any) -> Iterator[Any]:
-    """The permutes in a jaxpr and in the bodies of its equations."""
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a jaxpr, those in the bodies of its equations included."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if equation.primitive.name == "ppermute":
-            yield equation
+        yield equation
         for value in equation.params.values():
             for body in value if isinstance(value, (tuple, list)) else (value,):
                 if hasattr(getattr(body, "jaxpr", body), "eqns"):
-                    yield from permutes(body)
+                    yield from equations(body)
+
+
+def axes_of(equation: Any) -> set[Any]:
+    """The mesh axes that a collective names."""
+    named = [equation.params.get(name, ()) for name in ("axes", "axis_name")]
+    return {axis for axes in named for axis in (axes if isinstance(axes, (tuple, list)) else (axes,))}

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxpipe.errors import DataError, LossError
 from jaxpipe.mesh import DATA, manual_axes
 from jaxpipe.model import loss_weight
-from jaxpipe.model.abstract import refuse_permutes
+from jaxpipe.model.abstract import refuse_deadlocks
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import describe, sum_dtype
 
@@ -133,7 +133,7 @@ def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, mesh: Mesh | 
         ) from error
     if mesh is not None:
         try:
-            refuse_permutes(traced, mesh)
+            refuse_deadlocks(traced, mesh)
         except Fault as fault:
             raise LossError(f"loss_fn {fault}") from fault
     if loss_weight.depends(traced, range(len(jax.tree.leaves(outputs))))[1]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxpipe
-from jaxpipe.errors import LayerError
+from jaxpipe.errors import LayerError, LossError
 from tests.compare import assert_close
 
 M, ROWS, WIDTH, DATA = 2, 4, 4, 2
@@ -105,3 +105,25 @@ def test_a_permute_is_refused():
     with pytest.raises(LayerError, match=r"layer 4 \(shifted\) uses jax.lax.ppermute.*all_gather"):
         jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2, data=DATA), M).check((x, x))
     jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=1, data=DATA), M).check((x, x))
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("where", ["layer", "loss", "metrics"])
+def test_the_pipe_axis_is_refused(stages, where):
+    """At two ranks it would hang; at one, the result would not be that of two."""
+
+    def named(x):
+        return jax.lax.pmean(x, ("pipe", "data"))
+
+    def loss(y, t):
+        value = ((y - t) ** 2).mean()
+        if where == "metrics":
+            return value, {"all": named(value)}
+        return named(value) if where == "loss" else value
+
+    scale = jaxpipe.Layer(lambda key, x: {"w": jnp.ones(8)}, lambda p, x: x * p["w"][None], "Scale")
+    layers = [scale, jax.jit(named) if where == "layer" else jnp.tanh]
+    pipe = jaxpipe.Pipeline(jaxpipe.PipelineModule(layers, loss, "uniform"), jaxpipe.make_mesh(pipe=stages), 2)
+    batch = (np.ones((2, 4, 8), np.float32),) * 2
+    with pytest.raises((LayerError, LossError), match='names the mesh axis "pipe"'):
+        pipe.evaluate(pipe.init(0, batch[0][0]), batch, return_metrics=True)
