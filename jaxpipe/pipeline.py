@@ -21,7 +21,7 @@ from jaxpipe.mesh import pipe_size
 from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
-from jaxpipe.model.storage import Storage, check_layers
+from jaxpipe.model.storage import Storage, check_layers, check_params
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
 from jaxpipe.scalars import show
 from jaxpipe.schedules import Schedule
@@ -123,6 +123,7 @@ class Pipeline:
 
         Layers without params, and later uses of a tie, hold nothing: an empty tree.
         """
+        check_params(self.storage, params)
         return self.storage.to_layers(params)
 
     def from_layers(self, layers: Sequence[Params]) -> Params:
@@ -164,17 +165,22 @@ class Pipeline:
           DataError: the batch does not fit M or the data ranks. LayerError, LossError: the model does not fit itself.
         """
         inputs, labels = self._checked(batch)
+        check_params(self.storage, params)
         return self._train(params, inputs, labels, None if key is None else as_key(key))
 
     def lower_train(self, params: Params, batch: Batch, key: jax.Array | int | None = None) -> jax.stages.Lowered:
         """The training program, lowered; takes arrays or ShapeDtypeStruct. `.compile().memory_analysis()` and so on."""
         inputs, labels = self._checked(batch)
         return self._train.lower(
-            with_places(params, self.storage.shardings(self.mesh)),
+            self._placed(params),
             avals(inputs),
             avals(labels),
             None if key is None else as_key(key),
         )
+
+    def _placed(self, params: Params) -> Params:
+        check_params(self.storage, params)
+        return with_places(params, self.storage.shardings(self.mesh))
 
     def _checked(self, batch: Batch) -> Batch:
         inputs, labels, _ = check_batch(batch, self.num_micro_batches, self.mesh)
@@ -251,6 +257,7 @@ class Pipeline:
         """
         options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics, spread_loss)
         batch = self._checked_eval(batch, num_micro_batches, options, any_rows=True)
+        check_params(self.storage, params)
         return answer(self.evaluator.run(params, [batch], options), options)
 
     def lower_eval(self, params: Params, batch: Batch, **options: Any) -> jax.stages.Lowered:
@@ -271,7 +278,7 @@ class Pipeline:
         num_micro_batches = arguments.pop("num_micro_batches")
         chosen = options_of(**arguments)
         batch = self._checked_eval(batch, num_micro_batches, chosen)
-        return self.evaluator.lower(with_places(params, self.storage.shardings(self.mesh)), batch, chosen)
+        return self.evaluator.lower(self._placed(params), batch, chosen)
 
     def _checked_eval(
         self, batch: Batch, num_micro_batches: int | None, options: Options, any_rows: bool = False

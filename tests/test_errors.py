@@ -9,6 +9,7 @@ from flax import nnx
 
 import jaxpipe
 from jaxpipe.errors import (
+    CheckpointError,
     ConfigError,
     DataError,
     JaxpipeError,
@@ -218,3 +219,29 @@ def test_params_of_another_model():
         pipe.from_layers(layers)
     with pytest.raises(LayerError, match="has no params yet. Call pipe.init"):
         pipeline().partition  # noqa: B018
+
+
+def test_keys_of_ties():
+    for key in (None, ["e"]):
+        with pytest.raises(LayerError, match="the key, a string, names the tie"):
+            jaxpipe.TiedLayerSpec(key, Embedding)
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_flags(tmp_path):
+    engine = start(lambda y, t: (y**2).mean(), num_micro_batches=M)
+    items = iter(list(zip(*make_batch(4), strict=True)))
+    with pytest.raises(ConfigError, match="return_logits='no': it is True or False"):
+        engine.eval_batch(items, return_logits="no")
+    with pytest.raises(CheckpointError, match="blocking='no': expected True or False"):
+        engine.save_checkpoint(tmp_path, blocking="no")
+    with pytest.raises(CheckpointError, match="load_module_strict=0: expected True or False"):
+        engine.load_checkpoint(tmp_path, load_module_strict=0)
+    assert len(list(items)) == 4
+    with pytest.raises(CheckpointError, match="layers is a NoneType: expected a list"):
+        jaxpipe.save_weights(tmp_path / "w.safetensors", None)
+    with pytest.raises(DataError, match="The example None holds no array"):
+        engine.pipe.module.partition(2, None)
+    for odd in (np.matrix(np.ones((4, 5))), jax.ShapeDtypeStruct((4, 5), np.int32)):
+        with pytest.raises(DataError, match="inputs is a (np.matrix|jax.ShapeDtypeStruct)"):
+            engine.train_batch(iter([(odd, make_batch(1)[1][0])] * M))

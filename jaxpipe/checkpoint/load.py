@@ -53,6 +53,11 @@ def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, se
       CheckpointError: it is damaged, or of another model; with path, what was expected and what was found.
     """
 
+    flags = ("load_module_strict", "load_optimizer_states", "load_module_only")
+    for flag, value in zip(flags, selection, strict=True):
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{flag}={value!r}: expected True or False.")
+
     def once(path: Path, made: Manifest) -> Loaded:
         wanted = _wanted(path, made, layout.expected(state), selection)
         if not selection.module_only:

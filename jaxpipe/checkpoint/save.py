@@ -90,6 +90,9 @@ class Saver:
           source: item after item; the next one is asked for when the one before is on disk, unless the writing is done in
             the background, which begins with a copy of everything on the host.
         """
+        for flag, value in {"save_latest": save_latest, "blocking": blocking}.items():
+            if not isinstance(value, bool):
+                raise CheckpointError(f"{flag}={value!r}: expected True or False.")
         self.join()
         if blocking:
             return _write(directory, tag, made, source, save_latest, keep)

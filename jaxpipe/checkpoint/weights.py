@@ -30,6 +30,10 @@ def save_weights(path: str | os.PathLike[str], layers: Sequence[Params]) -> None
     Raises:
       CheckpointError: the file cannot be written. ImportError: safetensors is not installed.
     """
+    if not isinstance(layers, (list, tuple)):
+        raise CheckpointError(
+            f"layers is a {type(layers).__name__}: expected a list with the params of each layer, as to_layers gives."
+        )
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in _named(layers).items()}
     try:
         with folders.replacing(Path(path)) as draft:

@@ -105,6 +105,10 @@ def options_of(
     Raises:
       ConfigError: an unknown reduction, or arguments that contradict each other.
     """
+    flags = {"return_logits": return_logits, "compute_loss": compute_loss, "bcast_loss": bcast_loss}
+    for name, value in {**flags, "return_metrics": return_metrics}.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}={value!r}: it is True or False.")
     if reduce_output not in _evaluate.REDUCTIONS:
         raise ConfigError(f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).')
     if return_metrics and not compute_loss:

@@ -51,7 +51,7 @@ def check_types(leaves: Named, kind: type[JaxpipeError] = DataError, native: boo
     """Raises an error of that kind for a leaf that JAX cannot take, or would take for something else.
 
     Args:
-      native: numbers must have the byte order of this machine.
+      native: numbers must have the byte order of this machine, and shapes alone will do; False for what an iterator yields.
     """
     for name, leaf in leaves:
         if fault := _fault(leaf, native):
@@ -128,8 +128,12 @@ def difference(item: Batch, first: Batch, rows_too: bool) -> tuple[str, str] | N
 
 def _fault(leaf: Any, native: bool) -> str | None:
     """What is wrong with a leaf, and the way out; None if nothing is."""
-    if isinstance(leaf, (Tracer, jax.ShapeDtypeStruct)):
+    if isinstance(leaf, Tracer) or (native and isinstance(leaf, jax.ShapeDtypeStruct)):
         return None
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "a jax.ShapeDtypeStruct, a shape without numbers. Only `example`, lower_train and lower_eval take those."
+    if isinstance(leaf, np.matrix):
+        return "a np.matrix, which always has two dims. Pass np.asarray(...) of it."
     if isinstance(leaf, jax.Array):
         return "an array that was deleted or donated. Pass a copy of it, jnp.copy(...)." if leaf.is_deleted() else None
     if isinstance(leaf, (bool, int, float, complex, str, bytes, bytearray)):

@@ -107,6 +107,14 @@ class TiedLayerSpec(LayerSpec):
         **kwargs: Any,
     ):
         super().__init__(target, *args, **kwargs)
+        try:
+            hash(key)
+        except TypeError:
+            key = None  # type: ignore[assignment]
+        if key is None:
+            raise LayerError(
+                "TiedLayerSpec(key, ...): the key, a string, names the tie, but it was None or unhashable."
+            )
         if forward_fn is not None and not callable(forward_fn):
             raise LayerError(
                 f"TiedLayerSpec({key!r}, ..., forward_fn={forward_fn!r}): it is a function (module, x) -> y."

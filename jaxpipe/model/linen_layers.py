@@ -64,7 +64,7 @@ class _Linen:
         # flax constrains the layout of annotated params as it makes them, wherever a mesh is around, and those of a step
         # have axes that are no business of the layer's.
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-            variables = linen.init(call, self.module)({"params": key}, x)
+            variables = linen.init(call, self.in_mode(False, False))({"params": key}, x)
         others = sorted(set(variables) - {"params"})
         if others:
             raise LayerError(
@@ -120,7 +120,17 @@ class _Linen:
                 return self.named_forward.call(module, (x,), values)
             return self.named_forward.call(forward, (module, x), values)
 
-        return linen.apply(method, self.module)({"params": params}, x, rngs=rngs)
+        return linen.apply(method, self.in_mode(train, dropout))({"params": params}, x, rngs=rngs)
+
+    def in_mode(self, train: bool, dropout: bool) -> linen.Module:
+        """The module, with a switch that its constructor has turned to training turned back in evaluation."""
+        changes: dict[str, Any] = {}
+        fields = getattr(self.module, "__dataclass_fields__", {})
+        if "deterministic" in fields and not dropout and getattr(self.module, "deterministic", None) is False:
+            changes["deterministic"] = True
+        if "train" in fields and not train and getattr(self.module, "train", None) is True:
+            changes["train"] = False
+        return self.module.clone(**changes) if changes else self.module
 
 
 def warn_of_axes(spec: LayerSpec, axes: set[str]) -> None:

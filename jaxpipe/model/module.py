@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxpipe.errors import LayerError, LossError
+from jaxpipe.errors import DataError, LayerError, LossError
 from jaxpipe.model import keys, partition
 from jaxpipe.model.abstract import abstract, with_data_axis
 from jaxpipe.model.blame import blame
@@ -141,8 +141,11 @@ class PipelineModule:
           example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
 
         Raises:
-          PartitionError: the method is unknown, does not fit, or there are more stages than layers.
+          PartitionError: the method is unknown, does not fit, or there are more stages than layers. DataError: the example
+            holds no array.
         """
+        if not jax.tree.leaves(example):
+            raise DataError(f"The example {example!r} holds no array: pass one micro-batch of inputs, or its shapes.")
         return self.partition_from(num_stages, lambda: self.shapes(example))
 
     def partition_from(self, num_stages: int, shapes: Callable[[], list[LayerShapes]]) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ The answer may err on one side only. A false "no" costs memory and compile time 
 0.0 for -0.0. Two values are the same if they are one object, or if they are of one type and everything that makes them up
 is the same, in the same order: items of containers, code, defaults, closures and attributes of functions, attributes and
 slots of objects. What cannot be taken apart so that nothing is left over (arrays, which may also change later; objects of
-C extensions) is the same as itself only.
+C extensions; objects of classes without fields, which are marks) is the same as itself only. (One thing is not seen: an
+object with fields, or one that is called, which code also looks up by what it is, in a table by `id`.)
 
 Values may contain themselves. A pair that is being compared is taken for the same meanwhile, which is right, because one
 difference anywhere decides the whole.
@@ -86,7 +87,7 @@ def _function(value: types.FunctionType) -> Parts:
     except ValueError:  # an empty cell: the function refers to a name that is not bound yet
         return None
     # The code and the globals must be the very same objects; what a function wraps is one of its attributes.
-    identity = id(value.__code__), id(value.__globals__)
+    identity = id(value.__code__), id(value.__globals__), value.__name__, value.__qualname__
     return identity, [*cells, value.__defaults__, value.__kwdefaults__, value.__dict__]
 
 
@@ -147,7 +148,10 @@ def _object(value: Any) -> Parts:
         return None if base is object else (token, parts)
     if not _is_all_visible(kind, base):
         return None
-    return token, [*parts, *_attributes(value, base)]
+    attributes = _attributes(value, base)
+    if base is object and kind.__eq__ is object.__eq__ and not callable(value) and attributes in ([], [{}]):
+        return None  # a mark of the user's own: it has nothing but what it is
+    return token, [*parts, *attributes]
 
 
 def _slots(kind: type, base: type) -> list[str]:

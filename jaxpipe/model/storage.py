@@ -239,6 +239,26 @@ def is_stack(path: tuple[Any, ...]) -> bool:
     return path[0].key == "stacked"
 
 
+def check_params(storage: Storage, params: Params) -> None:
+    """Raises LayerError unless `params` has the structure and the shapes of the params tree of `storage`.
+
+    Two cuts of like layers may have the same shapes; then nothing shows that params belong to the other one.
+    """
+    wanted = storage.shapes()
+    if jax.tree.structure(params) == jax.tree.structure(wanted):
+        shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(params)]
+        if shapes == [leaf.shape for leaf in jax.tree.leaves(wanted)]:
+            return
+    try:
+        found = describe(params)
+    except Exception:  # leaves that are no arrays
+        found = repr(params)
+    raise LayerError(
+        f"params is {found[:500]}, but those of this pipeline are {describe(wanted)[:500]}. Pass what its init or "
+        "from_layers returned; params of another number of stages come over by pipe.from_layers(other.to_layers(params))."
+    )
+
+
 def check_layers(module: PipelineModule, layers: Sequence[Params], expected: Sequence[Params]) -> None:
     """Raises LayerError unless `layers` has, per layer, the structure, shapes and dtypes of `expected`."""
     for index, (given, wanted) in enumerate(zip(layers, expected, strict=True)):

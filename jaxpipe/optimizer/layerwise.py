@@ -23,9 +23,8 @@ from jaxpipe.errors import ConfigError
 from jaxpipe.model.shapes import describe
 from jaxpipe.model.storage import Storage
 from jaxpipe.optimizer.arguments import Optimizer, calling, fitted, plain_numpy_rules
-from jaxpipe.optimizer.groups import Grouped
+from jaxpipe.optimizer.call import Call
 from jaxpipe.optimizer.natural import NaturalTree, Place, abstract
-from jaxpipe.optimizer.run import run
 from jaxpipe.optimizer.state import OptState, StateLeaf, StatePlan, place_state, unnamed
 from jaxpipe.optimizer.trace import Home, Trace
 
@@ -57,9 +56,9 @@ class Layerwise:
                 f"The optimizer was given {describe(params)}, which is no params tree of this pipeline. Give it what "
                 "Pipeline.init and Pipeline.value_and_grad return."
             )
-        self._params = self._natural_shapes(params)
+        self._params = self.tree.natural_shapes(params)
         self.optimizer, shapes = fitted(optimizer, self._params)
-        natural_extra = {name: self._natural_shapes(value) for name, value in extra.items()}
+        natural_extra = {name: self.tree.natural_shapes(value) for name, value in extra.items()}
         shapes = self._settled(shapes, natural_extra)
         leaves = place_state(shapes, self.tree)
         if unnamed(leaves):
@@ -70,7 +69,7 @@ class Layerwise:
 
     def init(self, params: Tree) -> OptState:
         """The state for `params`; traceable."""
-        call = _Call(self)
+        call = self._call()
         natural = call.argument(params)
         with plain_numpy_rules():
             closed = jax.make_jaxpr(self.optimizer.init)(natural)
@@ -83,7 +82,7 @@ class Layerwise:
                 f"update was given the gradients {describe(grads)}, which are no params tree of this pipeline. Give it "
                 "what Pipeline.value_and_grad returns."
             )
-        call = _Call(self)
+        call = self._call()
         arguments = call.argument(grads), call.state(state), call.argument(params), call.argument(extra)
         closed, (made, _) = self._traced(*arguments)
         with plain_numpy_rules():
@@ -117,7 +116,12 @@ class Layerwise:
         """The trace of `update` on natural trees of shapes, and the shapes of its results; kept, because it takes time."""
 
         def update(grads: Tree, state: Tree, params: Tree, extra: dict[str, Any]) -> Any:
-            return self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
+            made = self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise ConfigError(
+                    f"The optimizer's update returns {made!r:.200}: expected a pair (updates, new state)."
+                )
+            return self._whole(made[0]), made[1]
 
         key = jax.tree.structure(arguments), tuple(map(abstract, jax.tree.leaves(arguments)))
         if key not in self._traces:
@@ -140,9 +144,32 @@ class Layerwise:
         state = self.plan.stored(ours, loose)
         return jax.lax.with_sharding_constraint(state, self.shardings())
 
-    def _natural_shapes(self, tree: Tree) -> Tree:
-        parts, rebuild = self.tree.split(tree)
-        return rebuild([self.tree.shapes if self.tree.is_params(part) else abstract(part) for part in parts])
+    def _call(self) -> Call:
+        return Call(self.tree, self.mesh, self.plan)
+
+    def _whole(self, updates: Tree) -> Tree:
+        """Updates in the shapes of the params, as adding them would make them.
+
+        Raises:
+          ConfigError: they are no update of these params.
+        """
+
+        def whole(update: Any, param: jax.ShapeDtypeStruct) -> jax.Array:
+            update = jax.numpy.asarray(update)
+            return update if update.shape == param.shape else jax.numpy.broadcast_to(update, param.shape)
+
+        parts, structure = jax.tree.flatten(updates, is_leaf=self.tree.is_natural)
+        try:
+            if not all(map(self.tree.is_natural, parts)) or not parts:
+                raise ValueError("structures differ")
+            return jax.tree.unflatten(structure, [jax.tree.map(whole, part, self.tree.shapes) for part in parts])
+        except (TypeError, ValueError) as error:
+            found = describe(jax.tree.map(jax.numpy.asarray, updates))
+            raise ConfigError(
+                f"The optimizer's update returns the updates {found[:400]}, which do not fit the params "
+                f"{describe(self.tree.shapes)[:400]} ({str(error).splitlines()[0][:200]}). Updates have the structure of "
+                "the gradients, and shapes that can be added to the params."
+            ) from error
 
     def _settled(self, shapes: Tree, extra: dict[str, Any]) -> Tree:
         """The shapes of a state that an update does not change."""
@@ -169,7 +196,7 @@ class Layerwise:
         """Per leaf of the state, the home that the trace of an update finds for it, as long as that finds more."""
         closed, _ = self._traced(self.tree.shapes, shapes, self._params, extra)
         stored = self.storage.shapes()
-        before, after = _Call(self), _Call(self)
+        before, after = Call(self.tree, self.mesh), Call(self.tree, self.mesh)
         before.argument(stored)
         parts = jax.tree.leaves(self._params, is_leaf=self.tree.is_natural)
         after.argument([stored if self.tree.is_natural(part) else part for part in parts])
@@ -183,53 +210,6 @@ class Layerwise:
             if found == homes:
                 return homes
             homes = found
-
-
-class _Call:
-    """One call of the transformation: where the values of its arguments come from.
-
-    `argument` and `state` take the arguments in order and return what to trace with.
-    """
-
-    def __init__(self, layerwise: Layerwise):
-        self.of = layerwise
-        self.homes: list[Home | None] = []
-        self._values: list[Any] = []
-        self._batches: list[Any] = []
-        self._held: dict[Any, jax.Array] = {}
-        self._number = 0
-
-    def argument(self, tree: Tree) -> Tree:
-        """An argument in which each params tree becomes a natural one."""
-        for part in self.of.tree.split(tree)[0]:
-            if not self.of.tree.is_params(part):
-                self._take(None, None, part)
-                continue
-            self._number += 1
-            cells = self.of.tree.cells(part)
-            for place in self.of.tree.places:
-                self._take(place.home, (self._number, place.cell), cells[place.cell])
-        return self.of._natural_shapes(tree)
-
-    def state(self, state: OptState) -> Tree:
-        """The state of the optimizer."""
-        self._number += 1
-        for leaf in self.of.plan.leaves:
-            array = state.rest[leaf.name] if leaf.stack is None else state.stacked[leaf.stack][leaf.name]
-            self._take(leaf.home, (self._number, leaf.stack, leaf.name), array)
-        return jax.tree.unflatten(self.of.plan.structure, [leaf.aval for leaf in self.of.plan.leaves])
-
-    def _take(self, home: Home | None, batch: Any, value: Any) -> None:
-        self.homes.append(home)
-        self._batches.append(batch if home else None)
-        self._values.append(None if home else value)
-        if home:
-            self._held[batch] = value
-
-    def run(self, closed: Any, targets: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
-        """Runs the trace of the call."""
-        trace = Trace(closed, self.homes, self._batches, [target and target[:2] for target in targets])
-        return run(Grouped(trace), self.of.storage, self.of.mesh, self._values, self._held, targets)
 
 
 def _target(place: Place, number: int) -> Any:

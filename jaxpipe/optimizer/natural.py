@@ -120,6 +120,11 @@ class NaturalTree:
     def _fits(self, x: Any) -> bool:
         return jax.tree.structure(x) == self._natural_structure
 
+    def natural_shapes(self, tree: Tree) -> Tree:
+        """The tree as shapes, with a natural tree in the place of each params tree."""
+        parts, rebuild = self.split(tree)
+        return rebuild([self.shapes if self.is_params(part) else abstract(part) for part in parts])
+
     def split(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
         """The params trees and the other leaves of a tree, in order, and the function that puts such things back."""
         parts, structure = jax.tree.flatten(tree, is_leaf=self.is_params)

@@ -462,3 +462,24 @@ def test_metadata_is_taken_off_and_its_axes_are_told(entry):
         other = jaxpipe.Pipeline(plain, jaxpipe.make_mesh(pipe=2), 1)
         wanted, wanted_grads = other.value_and_grad(other.from_layers(jax.device_get(layers)), (X[None], None))
     assert_close((found, pipe.to_layers(grads)), (wanted, other.to_layers(wanted_grads)), 1e-6)
+
+
+class Dropping(linen.Module):
+    """Dropout that the constructor has turned on, as a field."""
+
+    deterministic: bool = False
+
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dropout(0.5, deterministic=self.deterministic)(x)
+
+
+def test_a_field_of_a_linen_module_is_turned_off_in_evaluation():
+    x = np.ones((2, 4, 8), np.float32)
+    module = jaxpipe.PipelineModule([jaxpipe.LayerSpec(Dropping, deterministic=False)], lambda y, t: y.mean())
+    pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(), 2)
+    params = pipe.init(0, x[0])
+    _, outputs = pipe.evaluate(params, (x, x), return_logits=True)
+    np.testing.assert_array_equal(outputs, x)
+    assert pipe.value_and_grad(params, (x, x))[0] == 1  # without a key there is no dropout
+    assert pipe.value_and_grad(params, (x, x), 3)[0] != 1

@@ -317,3 +317,34 @@ def test_names_are_no_part_of_the_kind(make):
     found, grads = pipe.value_and_grad(params, (x, None))
     wanted = jaxpipe.reference.value_and_grad(module, pipe.to_layers(params), (x, None))
     assert_close((found, pipe.to_layers(grads)), jax.device_get(wanted), 1e-6)
+
+
+class Mark:
+    """Two of these have nothing that could differ, and yet code tells them apart."""
+
+
+class Shown:
+    """A callable without fields is what its class makes of it."""
+
+    def __call__(self, x):
+        return x
+
+
+def renamed(name):
+    def function(x):
+        return x
+
+    function.__name__ = name
+    return function
+
+
+def test_marks_are_themselves():
+    one, other = Mark(), Mark()
+    assert same_value(one, one) and not same_value(one, other)
+    assert not same_value({"mode": one}, {"mode": other})
+    assert same_value(Shown(), Shown())
+
+
+def test_names_of_functions_count():
+    """A layer may look at them. (Names of layers do not: see above.)"""
+    assert same_value(renamed("a"), renamed("a")) and not same_value(renamed("a"), renamed("b"))

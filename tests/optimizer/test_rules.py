@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxpipe
-from jaxpipe.errors import ConfigError
+from jaxpipe.errors import ConfigError, LayerError
 from tests.models import MODELS, make_batch
 from tests.optimizer.optimizers import OPTIMIZERS, by_ndim, error, natural
 from tests.optimizer.test_engine import M, data, engine_for
@@ -61,6 +61,53 @@ def test_a_state_that_grows_is_refused():
     tx = optax.GradientTransformation(lambda p: (), lambda g, s, p=None: (g, {"new": jnp.zeros(())}))
     with pytest.raises(ConfigError, match="a state of another structure than its init"):
         engine_for(tx, 2)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (lambda g, s, p=None: ({}, s), r"returns the updates \{\}, which do not fit the params"),
+        (lambda g, s, p=None: ({"layer_000": g["layer_000"]}, s), "which do not fit the params"),
+        (
+            lambda g, s, p=None: (jax.tree.map(lambda a: jnp.ones((7, 7)), g), s),
+            "shapes that can be added to the params",
+        ),
+        (lambda g, s, p=None: g, "expected a pair"),
+        (lambda g, s, p=None: None, r"update returns None: expected a pair \(updates, new state\)"),
+    ],
+)
+def test_updates_that_do_not_fit_are_refused_at_once(update, message):
+    with pytest.raises(ConfigError, match=message):
+        engine_for(optax.GradientTransformation(lambda p: (), update), 2)
+
+
+def test_updates_are_added_as_to_any_tree():
+    """One number per array is added to all of it, as `optax.apply_updates` does."""
+    tx = optax.stateless(lambda grads, _: jax.tree.map(lambda g: -0.1 * jnp.abs(g).mean(), grads))
+    engine = engine_for(tx, 3)
+    before = jax.device_get(engine.to_layers())
+    engine.train_batch(data(1))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(engine.to_layers()), strict=True):
+        moved = old - np.asarray(new)
+        np.testing.assert_allclose(moved, moved.flat[0], rtol=1e-2)
+        assert moved.flat[0] > 0
+
+
+@pytest.mark.parametrize("what", ["value_and_grad", "evaluate", "to_layers", "lower_train"])
+def test_params_of_another_pipeline(what):
+    """Of another cut, another number of stages, or the per-layer list: never computed with."""
+    batch = make_batch(2)
+
+    def made(cut):
+        pipe = jaxpipe.Pipeline(MODELS["tied"](cut), jaxpipe.make_mesh(pipe=len(cut) - 1), 2)
+        return pipe, pipe.init(1, batch[0][0])
+
+    pipe, params = made([0, 5, 9])
+    others = [made([0, 4, 9])[1], jax.device_get(made([0, 3, 6, 9])[1]), pipe.to_layers(params), None]
+    arguments = () if what == "to_layers" else (batch,)
+    for other in others:
+        with pytest.raises(LayerError, match=r"params is .*from_layers\(other.to_layers\(params\)\)"):
+            getattr(pipe, what)(other, *arguments)
 
 
 @pytest.mark.parametrize(("model", "stages", "ranks"), [("tied", 2, 2), ("untied", 3, 1), ("mixed", 4, 2)])
