@@ -17,8 +17,9 @@ help:  ## list these targets
 demo: $(VENV)/stamp-demo  ## train a small GPT on simulated devices and write plots to demo_out/
 	$(BIN)/python examples/train_gpt.py --output demo_out $(ARGS)
 
+# Two processes: most of the time goes into compiling, which uses one core. ARGS="-n 0" for one, with a debugger, say.
 test: $(VENV)/stamp-test  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/stamp-check  ## check format, lint and types
 	$(BIN)/ruff format --check .

@@ -92,9 +92,9 @@ def loops():
     return optax.stateless(lambda grads, _: jax.tree.map(one, grads))
 
 
-def signs():
-    """Divides by what is zero in padding only."""
-    return optax.stateless(lambda grads, _: jax.tree.map(lambda g: g / jnp.abs(g), grads))
+def normalized():
+    """Divides by a norm per array, which is zero in padding only."""
+    return optax.stateless(lambda grads, _: jax.tree.map(lambda g: g / jnp.sqrt(jnp.sum(g * g)), grads))
 
 
 def traced_value():
@@ -159,7 +159,7 @@ def optimizers():
         "nameless": nameless(),
         "flatten": o.flatten(o.adam(RATE)),
         "minus_mean": o.chain(minus_mean(), o.sgd(RATE)),
-        "signs": o.chain(signs(), o.clip_by_global_norm(1.0), o.sgd(RATE)),
+        "normalized": o.chain(normalized(), o.clip_by_global_norm(1.0), o.sgd(RATE)),
         "by_depth": by_depth(),
         "waiting": waiting(),
         "loops": loops(),
@@ -168,6 +168,25 @@ def optimizers():
 
 
 OPTIMIZERS = optimizers()
+# Those whose neighbours of the same mechanism are tested at every number of stages: one number is enough for them.
+ALIKE = {
+    "adafactor_unfactored",
+    "param_block",
+    "noisy_sgd_rbg",
+    "rate_per_layer",
+    "momo",
+    "ema",
+    "ademamix",
+    "adan",
+    "dadapt",
+    "mechanize",
+    "lbfgs_directions",
+    "nameless",
+    "flatten",
+    "minus_mean",
+    "waiting",
+    "normalized",
+}
 # These amplify rounding: plain optax against itself, jitted or not, differs by as much. In float64 all agree to 1e-11.
 LOOSE = {"muon": 1e-4, "schedule_free": 1e-4, "lbfgs_directions": 1e-4, "prodigy": 1e-4, "dadapt": 1e-4}
 

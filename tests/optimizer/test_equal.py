@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxpipe
-from tests.optimizer.optimizers import LOOSE, OPTIMIZERS, error, natural, plain
+from tests.optimizer.optimizers import ALIKE, LOOSE, OPTIMIZERS, error, natural, plain
 
 STEPS = 5
 
@@ -48,7 +48,7 @@ def random_layers(seed, stages):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_through_the_pipeline(name):
     past = {}
-    for stages in (1, 2, 3, 4):
+    for stages in (3,) if name in ALIKE else (1, 2, 3, 4):
         module = jaxpipe.PipelineModule(layers_of(stages), lambda y, t: y.mean(), CUTS[stages])
         pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=stages))
         params = pipe.from_layers(random_layers(0, stages))
