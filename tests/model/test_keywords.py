@@ -1,6 +1,7 @@
 """Which layers are handed `key`, `train` and `deterministic`."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,9 @@ JITTED = jax.jit(by_position, static_argnames=("train", "deterministic"))
 PARTIAL = functools.partial(lambda a, x, train: required(x, train=train, deterministic=not train), None)
 
 
-@pytest.mark.parametrize("function", [required, by_position, unset, Object(), STATIC, JITTED, PARTIAL], ids=str)
+@pytest.mark.parametrize(
+    "function", [required, by_position, unset, Object(), STATIC, JITTED, PARTIAL], ids=itertools.count()
+)
 def test_flags_are_handed_over(function):
     assert apply(function, train=True)[0, 0] == 2.0
     assert apply(function, train=False)[0, 0] == 3.0
@@ -100,7 +103,7 @@ def hook(x, key="h"):
         (wrapper, 2.0),
         (lambda train: train * 4.0, 4.0),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_other_parameters_of_these_names_are_left_alone(function, wanted):
     assert apply(function, train=False)[0, 0] == wanted

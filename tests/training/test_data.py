@@ -1,5 +1,6 @@
 """What an iterator may yield: looked at by shapes, before anything goes to a device, with the path of the leaf."""
 
+import itertools
 import re
 
 import jax
@@ -285,14 +286,14 @@ def test_batches_of_the_functional_core(engine):
         ({"layers": [{"w": np.ones((3, 3), object)}] * 2}, LayerError, r"layers\[0\]\['w'\] is .* Python objects"),
         ({"layers": [{"w": np.ones((3, 4), np.float32)}] * 2}, LayerError, "layer 0|float32"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_arguments_of_initialize(changes, kind, message):
     with pytest.raises(kind, match=message):
         make_engine(**changes)
 
 
-@pytest.mark.parametrize("module", [None, 5, [LAYER], LAYER, jaxpipe.PipelineModule, "module"], ids=repr)
+@pytest.mark.parametrize("module", [None, 5, [LAYER], LAYER, jaxpipe.PipelineModule, "module"], ids=itertools.count())
 def test_what_is_no_module(module):
     mesh = jaxpipe.make_mesh(pipe=2)
     with pytest.raises(LayerError, match="expected a jaxpipe.PipelineModule. Write jaxpipe.PipelineModule"):
