@@ -145,8 +145,12 @@ def explaining() -> Iterator[None]:
 
 
 def _missing(error: Exception) -> list[str]:
-    """The arguments that an `update` complains about."""
-    message = str(error)
+    """The arguments that an `update` complains about; none if it is not the optimizer that does."""
+    trace, message = error.__traceback__, str(error)
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == "jaxpipe":
+        return []
     if isinstance(error, TypeError) and (found := re.search(r"missing \d+ required .*argument", message)):
         return re.findall(r"'(\w+)'", message[found.start() :])
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str) and error.args[0].isidentifier():

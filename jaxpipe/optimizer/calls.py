@@ -62,8 +62,11 @@ def _all_branches(eqn: Any) -> jex.ClosedJaxpr:
 
 
 def _unrolled(eqn: Any) -> jex.ClosedJaxpr:
-    params, length = eqn.params, eqn.params["length"]
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    params, length, inner = eqn.params, eqn.params["length"], eqn.params["jaxpr"].jaxpr
+    # Told by shapes, since versions of JAX name the counts differently: what is scanned over has one dim more outside.
+    num_xs = _with_steps(eqn.invars, inner.invars)
+    num_carry = len(inner.outvars) - _with_steps(eqn.outvars, inner.outvars)
+    num_consts = len(inner.invars) - num_carry - num_xs
     body = jex.jaxpr_as_fun(params["jaxpr"])
     outputs = [v.aval for v in eqn.outvars[num_carry:]]
 
@@ -78,6 +81,10 @@ def _unrolled(eqn: Any) -> jex.ClosedJaxpr:
         return [*carry, *[jnp.stack(y) for y in zip(*ys, strict=True)]]
 
     return jax.make_jaxpr(steps)(*_avals(eqn))
+
+
+def _with_steps(outside: list[Any], inside: list[Any]) -> int:
+    return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def bind(primitive: Any, params: dict[str, Any], *args: Any) -> list[Any]:
