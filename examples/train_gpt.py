@@ -19,7 +19,7 @@ import pictures
 import text
 
 import jaxpipe
-from jaxpipe.training.progress import Progress
+from jaxpipe.monitor.progress import Progress
 
 PROMPT = b"    def __init__(self, "
 TEMPERATURE = 0.6  # for the bytes drawn at random: below 1, likely bytes become likelier

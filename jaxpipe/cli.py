@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jaxpipe.checkpoint import inspect
 from jaxpipe.errors import JaxpipeError, ScheduleError
-from jaxpipe.scalars import show
+from jaxpipe.checks import show
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.registry import ALL, find
 from jaxpipe.schedules.simulate import SYNCS, Timeline, simulate

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import load, save
-from jaxpipe.checkpoint.layout import Layout
+from jaxpipe.checkpoint.homes import Homes
 from jaxpipe.errors import CheckpointError, DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
@@ -18,13 +18,13 @@ from jaxpipe.executor.evaluate import Options
 from jaxpipe.executor.tally import MetricsFn
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
-from jaxpipe.scalars import as_count, show
-from jaxpipe.training import data
+from jaxpipe.checks import as_count, show
+from jaxpipe.data.place import pull_batch
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import StepInfo, make_step
-from jaxpipe.training.progress import Progress
+from jaxpipe.monitor.progress import Progress
 from jaxpipe.training.state import make_state
-from jaxpipe.training.watch import Watch
+from jaxpipe.monitor.watch import Watch
 
 
 class Engine:
@@ -69,7 +69,7 @@ class Engine:
             the host never waits.)
         """
         self._watch.raise_if_not_finite()
-        inputs, labels = data.pull_batch(data_iter, self.config.num_micro_batches, self.pipe.mesh)
+        inputs, labels = pull_batch(data_iter, self.config.num_micro_batches, self.pipe.mesh)
         self.state, info = self._step(self.state, inputs, labels)
         self.train_calls += 1
         self.micro_batches_seen += self.config.num_micro_batches
@@ -219,9 +219,9 @@ class Engine:
         Raises:
           CheckpointError: it cannot be written. Training can go on.
         """
-        layout = self._layout()
+        homes = self._homes()
         made = save.describe(
-            layout,
+            homes,
             self.state,
             self.config,
             self.pipe.mesh,
@@ -235,7 +235,7 @@ class Engine:
                 folders.as_directory(directory),
                 folders.check_tag(f"global_step{made.step}" if tag is None else tag),
                 made,
-                layout.items(self.state),
+                homes.items(self.state),
                 save_latest=save_latest,
                 keep=keep,
                 blocking=blocking,
@@ -272,7 +272,7 @@ class Engine:
         """
         self._saver.join()
         selection = load.Selection(load_module_strict, load_optimizer_states, load_module_only)
-        found = load.load(folders.as_directory(directory), tag, self._layout(), self.state, selection)
+        found = load.load(folders.as_directory(directory), tag, self._homes(), self.state, selection)
         if found is None:
             return None, None
         load.restore_data(data_iter, found)
@@ -291,5 +291,5 @@ class Engine:
         """Waits for a checkpoint that is being written in the background; raises CheckpointError if it failed."""
         self._saver.wait()
 
-    def _layout(self) -> Layout:
-        return Layout(self.pipe.storage, self.state, self.optimizer.plan)
+    def _homes(self) -> Homes:
+        return Homes(self.pipe.layout, self.state, self.optimizer.plan)

@@ -55,6 +55,6 @@ def initialize(
 
 def _layerwise(optimizer: Optimizer, pipe: Pipeline, loss: jax.ShapeDtypeStruct) -> Layerwise:
     """The optimizer on the params of `pipe`, after it has been tried on shapes."""
-    shapes = pipe.storage.shapes()
+    shapes = pipe.layout.shapes()
     with explaining():
-        return Layerwise(optimizer, pipe.storage, pipe.mesh, shapes, {"value": loss, "grad": shapes})
+        return Layerwise(optimizer, pipe.layout, pipe.mesh, shapes, {"value": loss, "grad": shapes})

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jaxpipe.errors import MeshError
-from jaxpipe.scalars import as_count, show
+from jaxpipe.checks import as_count, show
 
 PIPE = "pipe"
 DATA = "data"

@@ -12,20 +12,20 @@ from jaxpipe import schedules
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator, answer, options_of, with_places
 from jaxpipe.executor import train as _train
-from jaxpipe.executor.batch import check_batch, check_example
+from jaxpipe.data.check import check_batch, check_example
 from jaxpipe.executor.evaluate import Options
-from jaxpipe.executor.leaves import check_rows, check_types, named, paths
+from jaxpipe.data.leaves import check_rows, check_types, named, paths
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size
 from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
-from jaxpipe.model.storage import Storage, check_layers, check_params
+from jaxpipe.model.layout import Layout, check_layers, check_params
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
-from jaxpipe.scalars import show
+from jaxpipe.checks import count, show
 from jaxpipe.schedules import Schedule
-from jaxpipe.training.checks import check_remat, count
+from jaxpipe.executor.remat import check_remat
 
 Params = Any
 Tree = Any
@@ -64,9 +64,9 @@ class Pipeline:
         self.schedule = schedules.get(schedule, self.num_stages, self.num_micro_batches)
         self.program: Program = lower(self.schedule)
         self._poison = poison
-        self._storage: Storage | None = None
+        self._layout: Layout | None = None
         self._train = jax.jit(self.traceable_value_and_grad)
-        self.evaluator = Evaluator(lambda: self.storage, mesh)
+        self.evaluator = Evaluator(lambda: self.layout, mesh)
 
     # ------------------------------------------------------------------------------------------------------- params
 
@@ -90,21 +90,21 @@ class Pipeline:
     @property
     def partition(self) -> tuple[int, ...]:
         """Boundaries of the stages."""
-        return self.storage.boundaries
+        return self.layout.boundaries
 
     @property
-    def storage(self) -> Storage:
+    def layout(self) -> Layout:
         """Where the weights live. Raises LayerError before `init` or `from_layers`."""
-        if self._storage is None:
+        if self._layout is None:
             raise LayerError(
                 "This pipeline has no params yet. Call pipe.init(key, example_inputs) or pipe.from_layers."
             )
-        return self._storage
+        return self._layout
 
-    def _plan(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Storage:
+    def _plan(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Layout:
         """Cuts the module once; later calls must agree."""
-        if self._storage is not None:
-            check_layers(self.module, params, self._storage.layer_params)
+        if self._layout is not None:
+            check_layers(self.module, params, self._layout.layer_params)
         else:
 
             def known() -> list[LayerShapes]:
@@ -115,16 +115,16 @@ class Pipeline:
                 return [LayerShapes(p, None, None) for p in params]
 
             boundaries = self.module.partition_from(self.num_stages, known)
-            self._storage = Storage(self.module, boundaries, params)
-        return self._storage
+            self._layout = Layout(self.module, boundaries, params)
+        return self._layout
 
     def to_layers(self, params: Params) -> list[Params]:
         """Per layer, in order, its own params (or gradients) in the shapes its init gave.
 
         Layers without params, and later uses of a tie, hold nothing: an empty tree.
         """
-        check_params(self.storage, params)
-        return self.storage.to_layers(params)
+        check_params(self.layout, params)
+        return self.layout.to_layers(params)
 
     def from_layers(self, layers: Sequence[Params]) -> Params:
         """The inverse of `to_layers`, onto the mesh.
@@ -165,7 +165,7 @@ class Pipeline:
           DataError: the batch does not fit M or the data ranks. LayerError, LossError: the model does not fit itself.
         """
         inputs, labels = self._checked(batch)
-        check_params(self.storage, params)
+        check_params(self.layout, params)
         return self._train(params, inputs, labels, None if key is None else as_key(key))
 
     def lower_train(self, params: Params, batch: Batch, key: jax.Array | int | None = None) -> jax.stages.Lowered:
@@ -179,8 +179,8 @@ class Pipeline:
         )
 
     def _placed(self, params: Params) -> Params:
-        check_params(self.storage, params)
-        return with_places(params, self.storage.shardings(self.mesh))
+        check_params(self.layout, params)
+        return with_places(params, self.layout.shardings(self.mesh))
 
     def _checked(self, batch: Batch) -> Batch:
         inputs, labels, _ = check_batch(batch, self.num_micro_batches, self.mesh)
@@ -207,14 +207,14 @@ class Pipeline:
         Raises:
           ConfigError: `tx` is no gradient transformation.
         """
-        return LayerwiseTransformation.of(tx, lambda: self.storage, self.mesh)
+        return LayerwiseTransformation.of(tx, lambda: self.layout, self.mesh)
 
     def traceable_value_and_grad(
         self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None
     ) -> tuple[jax.Array, Params]:
         """`value_and_grad` without its checks and its own jit, for use inside a larger compiled step."""
         return _train.value_and_grad(
-            self.storage, self.mesh, self.program, self.remat, params, inputs, labels, key, poison=self._poison
+            self.layout, self.mesh, self.program, self.remat, params, inputs, labels, key, poison=self._poison
         )
 
     # --------------------------------------------------------------------------------------------------- evaluation
@@ -257,7 +257,7 @@ class Pipeline:
         """
         options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics, spread_loss)
         batch = self._checked_eval(batch, num_micro_batches, options, any_rows=True)
-        check_params(self.storage, params)
+        check_params(self.layout, params)
         return answer(self.evaluator.run(params, [batch], options), options)
 
     def lower_eval(self, params: Params, batch: Batch, **options: Any) -> jax.stages.Lowered:

@@ -1,1 +1,1 @@
-"""Checkpoints on disk, one item per layer. Read in this order: layout, manifest, directory, items, save, load."""
+"""Checkpoints on disk, one item per layer. Read in this order: homes, manifest, directory, items, save, load."""

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jaxpipe.checkpoint import manifest
 from jaxpipe.errors import CheckpointError
-from jaxpipe.training.checks import did_you_mean
+from jaxpipe.checks import did_you_mean
 
 LATEST = "latest"
 REPLACED = ".replaced"

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest
-from jaxpipe.checkpoint.layout import OPT_STATE, PARAMS, Assembly, Layout, layer_item
+from jaxpipe.checkpoint.homes import OPT_STATE, PARAMS, Assembly, Homes, layer_item
 from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
 from jaxpipe.checkpoint.verify import stored
 from jaxpipe.errors import CheckpointError
@@ -46,7 +46,7 @@ class Selection(NamedTuple):
         return not self.module_only and (head != OPT_STATE or self.optimizer)
 
 
-def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, selection: Selection) -> Loaded | None:
+def load(directory: Path, tag: str | None, homes: Homes, state: TrainState, selection: Selection) -> Loaded | None:
     """The state of a checkpoint, or None (and a warning) if there is no directory or no `latest` in it.
 
     Raises:
@@ -59,10 +59,10 @@ def load(directory: Path, tag: str | None, layout: Layout, state: TrainState, se
             raise CheckpointError(f"{flag}={value!r}: expected True or False.")
 
     def once(path: Path, made: Manifest) -> Loaded:
-        wanted = _wanted(path, made, layout.expected(state), selection)
+        wanted = _wanted(path, made, homes.expected(state), selection)
         if not selection.module_only:
             _check_key(path, made, state)
-        assembly = layout.assembly(state, wanted)
+        assembly = homes.assembly(state, wanted)
         for item, arrays in read_items(path, made, wanted):
             assembly.put(item, arrays)
             del arrays  # before the next item is read

@@ -50,7 +50,7 @@ class Manifest:
 
     Attributes:
       id: of this very save, so that a reader notices if another one takes its place.
-      layers, state: the items; see `layout`.
+      layers, state: the items; see `homes`.
       step: optimizer steps. train_calls: calls of `train_batch`, those without a step included.
       micro_batches_seen: how far the data was read. data_state: what the iterator said about that, if it was asked.
       key_impl: kind of the PRNG key, None for an untyped one.

@@ -18,19 +18,19 @@ import numpy as np
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest, verify
 from jaxpipe.checkpoint.items import Arrays
-from jaxpipe.checkpoint.layout import STATE, Layout, layer_item
+from jaxpipe.checkpoint.homes import STATE, Homes, layer_item
 from jaxpipe.checkpoint.manifest import LayerRecord, Manifest
 from jaxpipe.errors import CheckpointError
-from jaxpipe.training.checks import is_count
+from jaxpipe.checks import is_count
 from jaxpipe.training.config import Config
 from jaxpipe.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def describe(layout: Layout, state: TrainState, config: Config, mesh: jax.sharding.Mesh, **counters: Any) -> Manifest:
+def describe(homes: Homes, state: TrainState, config: Config, mesh: jax.sharding.Mesh, **counters: Any) -> Manifest:
     """The manifest of a state; `counters` are the fields of `Manifest` that the engine knows."""
-    module, expected = layout.storage.module, layout.expected(state)
+    module, expected = homes.layout.module, homes.expected(state)
     layers = [
         LayerRecord(
             layer.name,
@@ -47,7 +47,7 @@ def describe(layout: Layout, state: TrainState, config: Config, mesh: jax.shardi
         step=int(state.step),
         key_impl=str(jax.random.key_impl(state.key)) if typed else None,
         config={each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)},
-        partition=list(layout.storage.boundaries),
+        partition=list(homes.layout.boundaries),
         mesh=dict(mesh.shape),
         versions={name: _version(name) for name in ("jaxpipe", "jax", "optax", "orbax-checkpoint")},
         saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxpipe.checkpoint import items, manifest
-from jaxpipe.checkpoint.layout import STATE, layer_item
+from jaxpipe.checkpoint.homes import STATE, layer_item
 from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
 from jaxpipe.errors import CheckpointError
 

@@ -12,9 +12,9 @@ from jaxpipe.evaluation.evaluator import Batch, Evaluator, Params
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
-from jaxpipe.training import data
-from jaxpipe.training.checks import is_count
-from jaxpipe.training.progress import Progress
+from jaxpipe.data import place, pull as pulling
+from jaxpipe.checks import is_count
+from jaxpipe.monitor.progress import Progress
 
 Tree = Any
 Sums = tuple[Any, dict[str, Joined]]  # (total, weight) of the loss or None, and the metrics, on the host
@@ -38,7 +38,7 @@ def _batches(
 ) -> Iterator[list[Batch]]:
     count = 0
     while num_batches is None or count < num_batches:
-        items = data.take(source, num_micro_batches, data.check_for_evaluation(evaluator.mesh, labels))
+        items = pulling.take(source, num_micro_batches, pulling.check_for_evaluation(evaluator.mesh, labels))
         if items:
             count += 1
             yield on_mesh(items, evaluator, labels)
@@ -48,13 +48,13 @@ def _batches(
 
 def pull(source: Iterator[Batch], num_micro_batches: int, evaluator: Evaluator, labels: bool) -> list[Batch]:
     """M micro-batches as groups on the mesh; raises DataError where there are fewer, or they do not fit."""
-    items = data.pull(source, num_micro_batches, data.check_for_evaluation(evaluator.mesh, labels))
+    items = pulling.pull(source, num_micro_batches, pulling.check_for_evaluation(evaluator.mesh, labels))
     return on_mesh(items, evaluator, labels)
 
 
 def on_mesh(items: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
     """Micro-batches that were looked at, as groups on the mesh, without labels that are not wanted."""
-    return data.put(items if labels else [(inputs, None) for inputs, _ in items], evaluator.mesh)
+    return place.put(items if labels else [(inputs, None) for inputs, _ in items], evaluator.mesh)
 
 
 def number_of_batches(source: Any, num_micro_batches: int, num_batches: int | None) -> int | None:

@@ -18,7 +18,7 @@ from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import data_size, pipe_size, rank_mesh
 from jaxpipe.model.shapes import avals
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 
 P = PartitionSpec
 Params = Any
@@ -31,17 +31,17 @@ class Evaluator:
     """Evaluates batches of any shape; each new shape or set of options compiles once.
 
     Args:
-      storage: where the weights live, asked for when it is needed.
+      layout: where the weights live, asked for when it is needed.
       mesh: the devices.
     """
 
-    def __init__(self, storage: Callable[[], Storage], mesh: Mesh):
-        self._storage, self.mesh = storage, mesh
+    def __init__(self, layout: Callable[[], Layout], mesh: Mesh):
+        self._layout, self.mesh = layout, mesh
         self._jitted = jax.jit(self._traceable, static_argnames="options")
 
     def _traceable(self, params: Params, inputs: Tree, labels: Tree, real: Any, options: Options) -> Found:
         program = _forward_program(pipe_size(self.mesh), jax.tree.leaves(inputs)[0].shape[0])
-        return _evaluate.evaluate(self._storage(), self.mesh, program, params, inputs, labels, real, options)
+        return _evaluate.evaluate(self._layout(), self.mesh, program, params, inputs, labels, real, options)
 
     def lower(self, params: Params, batch: Batch, options: Options) -> jax.stages.Lowered:
         """The program, lowered."""

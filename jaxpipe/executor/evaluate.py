@@ -19,17 +19,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.errors import LossError
-from jaxpipe.executor import loop, reduce, stage_fns
+from jaxpipe.executor import loop, reduce, stage_program
 from jaxpipe.executor.batch import batch_specs, micro_batch_avals, pick
 from jaxpipe.executor.tally import MetricsFn, Tally, loss_of
 from jaxpipe.executor.wire import Codec
 from jaxpipe.lowering.program import Program
-from jaxpipe.lowering.routes import FORWARD
+from jaxpipe.lowering.channels import FORWARD
 from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes, pipe_size
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe
 from jaxpipe.model.stages import Part, Stage, make_stages
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 
 P = PartitionSpec
 Params = Any
@@ -62,7 +62,7 @@ class Options:
 
 
 def evaluate(
-    storage: Storage,
+    layout: Layout,
     mesh: Mesh,
     program: Program,
     params: Params,
@@ -85,21 +85,21 @@ def evaluate(
         M entries (those of the last rank) count.
       Without `broadcast`, loss and metrics have one value per rank along dim 0, of which only the last counts.
     """
-    shapes = storage.module.shapes(
-        micro_batch_avals(inputs, mesh), storage.layer_params, train=False, key=None, mesh=mesh
+    shapes = layout.module.shapes(
+        micro_batch_avals(inputs, mesh), layout.layer_params, train=False, key=None, mesh=mesh
     )
     made = shapes[-1].outputs
     labels_aval = micro_batch_avals(labels, mesh)
     rows = jax.tree.leaves(micro_batch_avals(inputs, mesh))[0].shape[0]
     if options.loss:
-        storage.module.loss_shapes(made, labels_aval, mesh)  # its errors say more than those of the trace below
+        layout.module.loss_shapes(made, labels_aval, mesh)  # its errors say more than those of the trace below
     if options.outputs and not all(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(made)):
         raise LossError(
             f"Outputs can be returned if their first dim is the rows of the micro-batch ({rows} on each data rank), but "
             f"the last layer returns {describe(made)}. Call without return_logits and with compute_loss."
         )
     tally = Tally(
-        storage.module.loss_fn,
+        layout.module.loss_fn,
         made,
         labels_aval,
         rows=rows,
@@ -110,16 +110,16 @@ def evaluate(
         by_rows=options.raw,
         mesh=mesh,
     )
-    stages = make_stages(storage, shapes)
-    stages, tail, tail_inputs = _cut_tail(stages, storage, shapes, options, tally)
-    job = _Job(storage, mesh, program, stages, tail, tail_inputs, made, tally, options)
+    stages = make_stages(layout, shapes)
+    stages, tail, tail_inputs = _cut_tail(stages, layout, shapes, options, tally)
+    job = _Job(layout, mesh, program, stages, tail, tail_inputs, made, tally, options)
     per_rank = P(PIPE, DATA) if DATA in mesh.axis_names else P(PIPE)
     sums = P() if options.broadcast else P(PIPE)
     flags = P(DATA) if DATA in mesh.axis_names else P()
     return jax.shard_map(
         job.one_device,
         mesh=mesh,
-        in_specs=(storage.specs, P(PIPE), flags, flags, batch_specs(inputs, mesh), batch_specs(labels, mesh)),
+        in_specs=(layout.specs, P(PIPE), flags, flags, batch_specs(inputs, mesh), batch_specs(labels, mesh)),
         out_specs={"loss": sums, "metrics": sums, "outputs": per_rank, "rows": per_rank},
         axis_names=manual_axes(mesh),
         check_vma=False,  # as in training: users' layers need not annotate what varies
@@ -131,28 +131,28 @@ def _ranks(mesh: Mesh) -> tuple[jax.Array, jax.Array]:
 
 
 def _cut_tail(
-    stages: list[Stage], storage: Storage, shapes: list[LayerShapes], options: Options, tally: Tally
+    stages: list[Stage], layout: Layout, shapes: list[LayerShapes], options: Options, tally: Tally
 ) -> tuple[list[Stage], tuple[Part, ...] | None, Tree]:
     """The stages without the tail, the tail, and its input; tail None: the last stage runs it."""
-    body, tail = stage_fns.split_tail(stages[-1])
+    body, tail = stage_program.split_tail(stages[-1])
     possible = len(stages) > 1 and options.broadcast and not options.outputs and not tally.keeps_rows
     wanted = options.spread
     if possible and wanted is None:
-        wanted = bool(tail) and tally.num_micro_batches > 1 and _pays(storage, shapes, len(tail))
+        wanted = bool(tail) and tally.num_micro_batches > 1 and _pays(layout, shapes, len(tail))
     if not (possible and wanted):
         return stages, None, None
     inputs = stages[-1].part_inputs[len(body)] if tail else stages[-1].outputs
     return [*stages[:-1], replace(stages[-1], parts=body, outputs=inputs)], tail, inputs
 
 
-def _pays(storage: Storage, shapes: list[LayerShapes], tail: int) -> bool:
+def _pays(layout: Layout, shapes: list[LayerShapes], tail: int) -> bool:
     """Whether sharing the last `tail` layers makes the slowest rank's work per micro-batch at least a tenth shorter.
 
     It does not where the cut has already given the last stage fewer layers to make room for them. A tenth, because the
     transfers that come with it are not counted.
     """
-    flops = storage.module.flops(shapes)
-    cuts = list(zip(storage.boundaries[:-1], storage.boundaries[1:], strict=True))
+    flops = layout.module.flops(shapes)
+    cuts = list(zip(layout.boundaries[:-1], layout.boundaries[1:], strict=True))
     shared = sum(flops[-tail:])
     alone = [sum(flops[start:stop]) for start, stop in cuts]
     return max(*alone[:-1], alone[-1] - shared) + shared / len(cuts) < 0.9 * max(alone)
@@ -162,7 +162,7 @@ def _pays(storage: Storage, shapes: list[LayerShapes], tail: int) -> bool:
 class _Job:
     """One evaluation, for one shape of batch; `one_device` runs inside `shard_map`."""
 
-    storage: Storage
+    layout: Layout
     mesh: Mesh
     program: Program
     stages: list[Stage]
@@ -176,7 +176,7 @@ class _Job:
         self, params: Params, rank: jax.Array, data_rank: jax.Array, real: Any, inputs: Tree, labels: Tree
     ) -> dict[str, Any]:
         rank, data_rank, real = rank[0], data_rank[0], None if real is None else real[0]
-        params = reduce.assemble(self.storage, params)
+        params = reduce.assemble(self.layout, params)
         codec = Codec([s.inputs for s in self.stages[1:]])
         num_stages, num_micro_batches = len(self.stages), self.tally.num_micro_batches
         known: dict[Any, int] = {}
@@ -198,7 +198,7 @@ class _Job:
                     x = pick(inputs, m)
                 else:
                     x = codec.decode(loop.message(self.program, inbox, FORWARD, now), stage.inputs)
-                y = stage_fns.evaluate(stage.parts, params, x)
+                y = stage_program.evaluate(stage.parts, params, x)
                 if not stage.is_last:
                     return {}, {FORWARD: codec.encode(y)}
                 if self.tail is None:
@@ -215,7 +215,7 @@ class _Job:
             x = reduce.deal(state["hand"], self.mesh)
 
             def once(changed: Any, x: Tree, m: jax.Array) -> Any:
-                return finish({**state, **changed}, stage_fns.evaluate(self.tail or (), params, x), m)
+                return finish({**state, **changed}, stage_program.evaluate(self.tail or (), params, x), m)
 
             return {**state, **loop.run_if(m < num_micro_batches, once, {"sums": state["sums"]}, x, m)}
 

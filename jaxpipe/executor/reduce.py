@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxpipe.executor.unit import split_inexact
 from jaxpipe.mesh import DATA, PIPE, pipe_size
 from jaxpipe.model.shapes import aval, is_inexact
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 from jaxpipe.model.values import raw, typed
 
 Params = Any
@@ -74,19 +74,19 @@ def deal(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(one, tree) if pipe_size(mesh) > 1 else jax.tree.map(lambda a: a[0], tree)
 
 
-def assemble(storage: Storage, params: Params) -> Params:
+def assemble(layout: Layout, params: Params) -> Params:
     """A rank's params, from its part of the stored ones: its row of each stack, and all of each shared layer."""
 
     def gather(leaf: jax.Array, dim: int) -> jax.Array:
         return jax.lax.all_gather(leaf, PIPE, axis=dim, tiled=True) if dim >= 0 else leaf
 
     return {
-        "stacked": {name: jax.tree.map(lambda a: a[0], params["stacked"][name]) for name in storage.stacks},
-        "shared": {n: jax.tree.map(gather, params["shared"][n], s.split) for n, s in storage.shared.items()},
+        "stacked": {name: jax.tree.map(lambda a: a[0], params["stacked"][name]) for name in layout.stacks},
+        "shared": {n: jax.tree.map(gather, params["shared"][n], s.split) for n, s in layout.shared.items()},
     }
 
 
-def disassemble(storage: Storage, mesh: Mesh, grads: Params, counted: jax.Array | None = None) -> Params:
+def disassemble(layout: Layout, mesh: Mesh, grads: Params, counted: jax.Array | None = None) -> Params:
     """The transpose of `assemble`: sums a rank's gradients over data ranks, and those of shared layers over ranks too
     (which is what tied weights need).
 
@@ -104,11 +104,11 @@ def disassemble(storage: Storage, mesh: Mesh, grads: Params, counted: jax.Array 
         return jax.lax.psum_scatter(leaf, PIPE, scatter_dimension=dim, tiled=True)
 
     stored = {
-        "stacked": {name: jax.tree.map(lambda a: a[None], grads["stacked"][name]) for name in storage.stacks},
-        "shared": {n: jax.tree.map(scatter, grads["shared"][n], s.split) for n, s in storage.shared.items()},
+        "stacked": {name: jax.tree.map(lambda a: a[None], grads["stacked"][name]) for name in layout.stacks},
+        "shared": {n: jax.tree.map(scatter, grads["shared"][n], s.split) for n, s in layout.shared.items()},
     }
     leaves, rebuild = split_inexact(stored)
     leaves = total(leaves, mesh, DATA)
     if counted is not None:
         leaves = [jnp.where(counted, leaf, jnp.zeros_like(leaf)) for leaf in leaves]
-    return jax.tree.map(lambda g, a: g.astype(a.dtype), rebuild(leaves), storage.shapes())
+    return jax.tree.map(lambda g, a: g.astype(a.dtype), rebuild(leaves), layout.shapes())

@@ -9,18 +9,18 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.executor import loop, reduce
 from jaxpipe.executor.batch import batch_specs, micro_batch_avals, pick
-from jaxpipe.executor.stage_fns import MicroBatch, StageProgram
+from jaxpipe.executor.stage_program import MicroBatch, StageProgram
 from jaxpipe.executor.store import Store
 from jaxpipe.executor.unit import split_inexact
 from jaxpipe.executor.wire import Codec
 from jaxpipe.lowering.program import Program
-from jaxpipe.lowering.routes import BACKWARD, FORWARD
+from jaxpipe.lowering.channels import BACKWARD, FORWARD
 from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes
 from jaxpipe.model import keys
 from jaxpipe.model.loss import LossFn, LossShapes, over, weight_from_labels
 from jaxpipe.model.shapes import aval, sum_dtype
 from jaxpipe.model.stages import Stage, make_stages
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 
 P = PartitionSpec
 Params = Any
@@ -28,7 +28,7 @@ Tree = Any
 
 
 def value_and_grad(
-    storage: Storage,
+    layout: Layout,
     mesh: Mesh,
     program: Program,
     remat: Any,
@@ -46,22 +46,22 @@ def value_and_grad(
       key: of the step, for dropout; None switches dropout off.
     """
     key_aval = None if key is None else aval(key)
-    shapes = storage.module.shapes(micro_batch_avals(inputs, mesh), storage.layer_params, key=key_aval, mesh=mesh)
-    stages = make_stages(storage, shapes)
+    shapes = layout.module.shapes(micro_batch_avals(inputs, mesh), layout.layer_params, key=key_aval, mesh=mesh)
+    stages = make_stages(layout, shapes)
     outputs = shapes[-1].outputs
-    terms = storage.module.loss_shapes(outputs, micro_batch_avals(labels, mesh), mesh)
+    terms = layout.module.loss_shapes(outputs, micro_batch_avals(labels, mesh), mesh)
     forward, backward = Codec([s.inputs for s in stages[1:]]), Codec([split_inexact(s.inputs)[0] for s in stages[1:]])
-    starts = jnp.asarray(storage.boundaries[:-1], jnp.int32)
+    starts = jnp.asarray(layout.boundaries[:-1], jnp.int32)
 
     def one_device(params: Params, rank: jax.Array, data_rank: jax.Array, inputs: Tree, labels: Tree, key: Any) -> Any:
         rank, data_rank = rank[0], data_rank[0]
-        params = reduce.assemble(storage, params)
+        params = reduce.assemble(layout, params)
         first_layer = starts[rank]
-        weight = _total_weight(storage.module.loss_fn, terms, outputs, inputs, labels, mesh)
+        weight = _total_weight(layout.module.loss_fn, terms, outputs, inputs, labels, mesh)
         seed = over(jnp.ones_like(weight), weight)
         store = Store()
         programs, program_ids = _distinct(
-            stages, lambda stage: StageProgram(stage, params, store, remat, storage.module.loss_fn, key_aval)
+            stages, lambda stage: StageProgram(stage, params, store, remat, layout.module.loss_fn, key_aval)
         )
 
         def micro_batch(now: loop.Now) -> MicroBatch:
@@ -108,14 +108,14 @@ def value_and_grad(
         state = loop.run(program, rank, branch_of, program_ids, state, wires, poison=poison)
         total = reduce.total(state["total"], mesh, PIPE, DATA)
         counted = None if terms.is_mean else weight != 0
-        return over(total, weight), reduce.disassemble(storage, mesh, state["grads"], counted)
+        return over(total, weight), reduce.disassemble(layout, mesh, state["grads"], counted)
 
-    specs = (storage.specs, P(PIPE), P(DATA) if DATA in mesh.axis_names else P())
+    specs = (layout.specs, P(PIPE), P(DATA) if DATA in mesh.axis_names else P())
     return jax.shard_map(
         one_device,
         mesh=mesh,
         in_specs=(*specs, batch_specs(inputs, mesh), batch_specs(labels, mesh), P()),
-        out_specs=(P(), storage.specs),
+        out_specs=(P(), layout.specs),
         axis_names=manual_axes(mesh),
         # Unchecked, so that users' layers need not annotate what varies; gradients are then summed in `reduce`, once.
         check_vma=False,

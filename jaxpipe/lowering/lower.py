@@ -3,7 +3,7 @@
 from jaxpipe.errors import ScheduleError
 from jaxpipe.lowering.period import Edge, Loop, fold
 from jaxpipe.lowering.program import IDLE, Cell, Program
-from jaxpipe.lowering.routes import BACKWARD, FORWARD, Message, clock, messages
+from jaxpipe.lowering.channels import BACKWARD, FORWARD, Message, clock, messages
 from jaxpipe.lowering.slots import colour
 from jaxpipe.lowering.verify import verify
 from jaxpipe.schedules import Schedule

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from jaxpipe.lowering.period import Edge, Loop
-from jaxpipe.lowering.routes import BACKWARD, FORWARD
+from jaxpipe.lowering.channels import BACKWARD, FORWARD
 from jaxpipe.schedules import Schedule
 
 IDLE = "."

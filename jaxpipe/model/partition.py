@@ -11,7 +11,6 @@ or costs anything plays no part in that rule.
 No JAX and no NumPy here: a partition is decided once, on the host, and must not depend on floating point rounding.
 """
 
-import difflib
 import math
 import operator
 import re
@@ -22,6 +21,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from numbers import Rational, Real
 
+from jaxpipe.checks import did_you_mean
 from jaxpipe.errors import PartitionError
 
 __all__ = ["balanced", "by_type", "explicit", "partition", "uniform"]
@@ -171,8 +171,7 @@ def partition(
         computed = weights(method)
         assert len(computed) == num_layers, f"{len(computed)} weights for {num_layers} layers: a bug in jaxpipe"
         return balanced(computed, num_stages)
-    near = difflib.get_close_matches(method.lower(), (*METHODS, "type:<regex>"), n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(method, (*METHODS, "type:<regex>"), cutoff=0.5)
     raise PartitionError(
         f"partition_method={method!r} is not known.{hint} It must be 'uniform', 'parameters', 'cost', 'type:<regex>' "
         "(such as 'type:block'), or a list of boundaries (such as [0, 4, 8])."

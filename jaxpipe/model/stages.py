@@ -14,7 +14,7 @@ from jaxpipe.model.blame import blame
 from jaxpipe.model.layers import Kind, Params, Tree
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe, signature
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,16 @@ class Stage:
         return self.parts, self.is_first, self.is_last, signature(self.inputs), signature(self.outputs)
 
 
-def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
+def make_stages(layout: Layout, shapes: list[LayerShapes]) -> list[Stage]:
     """The stages of a model whose layers take and return `shapes` (those of one micro-batch on one data rank)."""
-    last = storage.num_ranks - 1
+    last = layout.num_ranks - 1
     stages = []
-    for stage in range(storage.num_ranks):
-        start, stop = storage.boundaries[stage], storage.boundaries[stage + 1]
+    for stage in range(layout.num_ranks):
+        start, stop = layout.boundaries[stage], layout.boundaries[stage + 1]
         parts: list[Part] = []
         taken: list[Tree] = []
         for index in range(start, stop):
-            part = _single(storage, index, start)
+            part = _single(layout, index, start)
             if parts and _continues(parts[-1], part, shapes[index - 1], shapes[index]):
                 parts[-1] = replace(parts[-1], count=parts[-1].count + 1)
             else:
@@ -105,11 +105,11 @@ def make_stages(storage: Storage, shapes: list[LayerShapes]) -> list[Stage]:
     return stages
 
 
-def _single(storage: Storage, index: int, start: int) -> Part:
-    kind, label = storage.module.layers[index].kind, storage.module.label(index)
-    if stack := storage.stack_of(index):
+def _single(layout: Layout, index: int, start: int) -> Part:
+    kind, label = layout.module.layers[index].kind, layout.module.label(index)
+    if stack := layout.stack_of(index):
         return Part(kind, index - start, stack=stack.name, slot=stack.places[index][1], label=label)
-    shared = storage.shared_of(index)
+    shared = layout.shared_of(index)
     return Part(kind, index - start, shared=shared.name if shared else None, label=label)
 
 

@@ -59,4 +59,4 @@ class Call:
     def run(self, closed: Any, targets: list[Any]) -> tuple[dict[Any, Any], list[Any]]:
         """Runs the trace of the call."""
         trace = Trace(closed, self.homes, self._batches, [target and target[:2] for target in targets])
-        return run(Grouped(trace), self.tree.storage, self.mesh, self._values, self._held, targets)
+        return run(Grouped(trace), self.tree.layout, self.mesh, self._values, self._held, targets)

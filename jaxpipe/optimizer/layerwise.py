@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.model.shapes import describe
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.arguments import Optimizer, calling, fitted, plain_numpy_rules
 from jaxpipe.optimizer.call import Call
 from jaxpipe.optimizer.natural import NaturalTree, Place, abstract
@@ -34,7 +34,7 @@ STATE = -1  # the number of the state among the results; those of updates count 
 
 
 class Layerwise:
-    """`optimizer` on the params trees of one storage.
+    """`optimizer` on the params trees of one layout.
 
     Args:
       optimizer: has been through `arguments.checked`.
@@ -47,10 +47,10 @@ class Layerwise:
         from one update to the next.
     """
 
-    def __init__(self, optimizer: Optimizer, storage: Storage, mesh: Mesh, params: Tree, extra: dict[str, Any]):
-        self.storage, self.mesh = storage, mesh
+    def __init__(self, optimizer: Optimizer, layout: Layout, mesh: Mesh, params: Tree, extra: dict[str, Any]):
+        self.layout, self.mesh = layout, mesh
         self._traces: dict[Any, Any] = {}
-        self.tree = NaturalTree(storage)
+        self.tree = NaturalTree(layout)
         if not self.tree.holds_params(params):
             raise ConfigError(
                 f"The optimizer was given {describe(params)}, which is no params tree of this pipeline. Give it what "
@@ -101,7 +101,7 @@ class Layerwise:
             cells = dict(zip(single, [rest.pop(0) for _ in single], strict=True))
             cells |= {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == number}
             made = self.tree.params(cells)
-            updates.append(jax.lax.with_sharding_constraint(made, self.storage.shardings(self.mesh)))
+            updates.append(jax.lax.with_sharding_constraint(made, self.layout.shardings(self.mesh)))
         return jax.tree.unflatten(structure, updates), self._state(stacked, rest)
 
     def natural_state(self, state: OptState) -> Tree:
@@ -195,7 +195,7 @@ class Layerwise:
     def _homes_by_use(self, leaves: list[StateLeaf], shapes: Tree, extra: dict[str, Any]) -> list[Home | None]:
         """Per leaf of the state, the home that the trace of an update finds for it, as long as that finds more."""
         closed, _ = self._traced(self.tree.shapes, shapes, self._params, extra)
-        stored = self.storage.shapes()
+        stored = self.layout.shapes()
         before, after = Call(self.tree, self.mesh), Call(self.tree, self.mesh)
         before.argument(stored)
         parts = jax.tree.leaves(self._params, is_leaf=self.tree.is_natural)

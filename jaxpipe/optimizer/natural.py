@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from jaxpipe.model.shapes import is_inexact
-from jaxpipe.model.storage import Storage, layer_name
+from jaxpipe.model.layout import Layout, layer_name
 from jaxpipe.optimizer.trace import Home
 
 Tree = Any
@@ -43,7 +43,7 @@ def text(path: Path) -> str:
 
 
 class NaturalTree:
-    """Translates between params trees and natural trees of one storage.
+    """Translates between params trees and natural trees of one layout.
 
     Attributes:
       names: the entry of each layer that owns weights.
@@ -51,18 +51,18 @@ class NaturalTree:
       places: per leaf of the natural tree, where it is stored.
     """
 
-    def __init__(self, storage: Storage):
-        self.storage = storage
-        stored = storage.shapes()
-        owners = [layer for stack in storage.stacks.values() for layer in stack.places]
-        owners += [shared.layer for shared in storage.shared.values()]
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        stored = layout.shapes()
+        owners = [layer for stack in layout.stacks.values() for layer in stack.places]
+        owners += [shared.layer for shared in layout.shared.values()]
         self.names = {layer: layer_name(layer) for layer in sorted(owners)}
         self.layer_of = {name: layer for layer, name in self.names.items()}
         leaves, self._structure = jax.tree_util.tree_flatten_with_path(stored)
         self._cells = [self._cell(path) if is_inexact(leaf) else None for path, leaf in leaves]
         self.shapes = self.read(stored)
         self._natural_structure = jax.tree.structure(self.shapes)
-        stack_of = {layer: stack.name for stack in storage.stacks.values() for layer in stack.places}
+        stack_of = {layer: stack.name for stack in layout.stacks.values() for layer in stack.places}
         self.places: list[Place] = []
         for path, _ in jax.tree_util.tree_flatten_with_path(self.shapes)[0]:
             layer = self.layer_of[path[0].key]
@@ -72,16 +72,16 @@ class NaturalTree:
     def _cell(self, path: Path) -> Cell:
         if path[0].key == "stacked":
             return path[1].key, text(path[2:])
-        entry = jax.tree_util.DictKey(layer_name(self.storage.shared[path[1].key].layer))
+        entry = jax.tree_util.DictKey(layer_name(self.layout.shared[path[1].key].layer))
         return None, text((entry, *path[2:]))
 
     def read(self, params: Tree) -> dict[str, Tree]:
         """The natural tree of a params tree, of arrays or of shapes."""
         layers: dict[str, Tree] = {}
-        for name, stack in self.storage.stacks.items():
+        for name, stack in self.layout.stacks.items():
             for layer, place in stack.places.items():
                 layers[self.names[layer]] = jax.tree.map(lambda a, at=place: _row(a, at), params["stacked"][name])
-        for name, shared in self.storage.shared.items():
+        for name, shared in self.layout.shared.items():
             layers[self.names[shared.layer]] = params["shared"][name]
         layers = jax.tree.map(lambda a: a if is_inexact(a) else None, layers)
         return {name: layers[name] for name in self.names.values()}
@@ -92,7 +92,7 @@ class NaturalTree:
 
     def params(self, cells: dict[Cell, jax.Array]) -> Tree:
         """The inverse; zeros for leaves that an optimizer does not see."""
-        blank = jax.tree.leaves(self.storage.shapes())
+        blank = jax.tree.leaves(self.layout.shapes())
         leaves = [
             jnp.zeros(a.shape, a.dtype) if cell is None else cells[cell]
             for cell, a in zip(self._cells, blank, strict=True)
@@ -101,7 +101,7 @@ class NaturalTree:
 
     def shardings(self, mesh: Mesh) -> dict[Cell, NamedSharding]:
         """Where the leaves lie that an optimizer sees, by cell."""
-        return self.cells(self.storage.shardings(mesh))
+        return self.cells(self.layout.shardings(mesh))
 
     # ------------------------------------------------------------------------------------- trees that hold such trees
 

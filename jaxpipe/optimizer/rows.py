@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.model.storage import Stack
+from jaxpipe.model.layout import Stack
 from jaxpipe.optimizer.calls import masked_while
 from jaxpipe.optimizer.trace import Equation, Value
 

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.mesh import PIPE, manual_axes
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.collect import everywhere
 from jaxpipe.optimizer.groups import Grouped
 from jaxpipe.optimizer.rows import Rows
@@ -26,7 +26,7 @@ Target = tuple[str, int, Any] | None  # of an output: (stack, layer, name of the
 
 def run(
     grouped: Grouped,
-    storage: Storage,
+    layout: Layout,
     mesh: Mesh,
     inputs: Sequence[Any],
     held: dict[Key, jax.Array],
@@ -42,12 +42,12 @@ def run(
     Returns:
       Those stored in stacks, [S, slots, ...], by (stack, name); and the others, in order.
     """
-    return _Run(grouped, storage, mesh, inputs, held, targets).everything()
+    return _Run(grouped, layout, mesh, inputs, held, targets).everything()
 
 
 class _Run:
-    def __init__(self, grouped: Grouped, storage: Storage, mesh: Mesh, inputs: Any, held: Any, targets: Any):
-        self.grouped, self.storage, self.mesh, self.targets = grouped, storage, mesh, targets
+    def __init__(self, grouped: Grouped, layout: Layout, mesh: Mesh, inputs: Any, held: Any, targets: Any):
+        self.grouped, self.layout, self.mesh, self.targets = grouped, layout, mesh, targets
         trace = grouped.trace
         self.known = {v: a for v, a in zip(trace.inputs, inputs, strict=True) if v.home is None}
         self.held = dict(held)
@@ -57,7 +57,7 @@ class _Run:
         for value, target in zip(trace.outputs, targets, strict=True):
             if target is not None:
                 stack, layer, name = target
-                self.ends.setdefault((stack, name), {})[storage.stacks[stack].places[layer]] = value
+                self.ends.setdefault((stack, name), {})[layout.stacks[stack].places[layer]] = value
         self.made = grouped.made_at()
         self.reads = {level: grouped.reads(level) for level in grouped.groups}
         self.reads[grouped.last] = {v for rows in self.ends.values() for v in rows.values()}
@@ -76,7 +76,7 @@ class _Run:
     def _read(self, v: Value) -> Any:
         if v.home is None:
             return v.constant if v.constant is not None else self.known[v]
-        rank, slot = self.storage.stacks[v.home[0]].places[v.home[1]]
+        rank, slot = self.layout.stacks[v.home[0]].places[v.home[1]]
         return self.copies[v.batch][rank, self.slots[v.batch].index(slot)]
 
     def _on_ranks(self, level: int) -> dict[tuple[str, Any], jax.Array]:
@@ -93,15 +93,15 @@ class _Run:
         def on_rank(rank: jax.Array, batches: list[jax.Array], values: list[Any]) -> Any:
             rows = Rows(
                 rank[0],
-                self.storage.num_ranks,
-                self.storage.stacks,
+                self.layout.num_ranks,
+                self.layout.stacks,
                 {key: a[0] for key, a in zip(taken, batches, strict=True)},
                 self.slots,
                 dict(zip(loose, values, strict=True)),
             )
             for group in groups:
                 rows.compute(group)
-            done = [rows.stored(self.storage.stacks[stack], each)[None] for (stack, _), each in ends.items()]
+            done = [rows.stored(self.layout.stacks[stack], each)[None] for (stack, _), each in ends.items()]
             kept = [rows.batches[key][None] for key in keep]
             return kept, everywhere([rows.batches[key] for key in wanted], self.mesh), done
 
@@ -118,4 +118,4 @@ class _Run:
         return dict(zip(ends, done, strict=True))
 
     def _ranks(self) -> jax.Array:
-        return jax.numpy.arange(self.storage.num_ranks, dtype=jax.numpy.int32)
+        return jax.numpy.arange(self.layout.num_ranks, dtype=jax.numpy.int32)

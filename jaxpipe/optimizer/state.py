@@ -67,7 +67,7 @@ def place_state(state: Tree, tree: NaturalTree, homes_by_use: Sequence[Home | No
       state: as `optimizer.init` gives, of shapes.
       homes_by_use: per leaf, the home that the trace of an update found for it.
     """
-    stack_of = {layer: stack.name for stack in tree.storage.stacks.values() for layer in stack.places}
+    stack_of = {layer: stack.name for stack in tree.layout.stacks.values() for layer in stack.places}
     inside_of = {
         name: [path for path, _ in jax.tree_util.tree_flatten_with_path(layer)[0]]
         for name, layer in tree.shapes.items()
@@ -122,13 +122,13 @@ class StatePlan:
             if leaf.home is None:
                 return state.rest[leaf.name]
             stack, layer = leaf.home
-            return state.stacked[stack][leaf.name][self.tree.storage.stacks[stack].places[layer]]
+            return state.stacked[stack][leaf.name][self.tree.layout.stacks[stack].places[layer]]
 
         return jax.tree.unflatten(self.structure, map(one, self.leaves))
 
     def stored(self, stacked: Mapping[tuple[str, str], Any], rest: Mapping[str, Any]) -> OptState:
         """The state from its arrays, by (stack, name) and by name."""
-        groups: dict[str, dict[str, Any]] = {name: {} for name in self.tree.storage.stacks}
+        groups: dict[str, dict[str, Any]] = {name: {} for name in self.tree.layout.stacks}
         for (stack, name), array in stacked.items():
             groups[stack][name] = array
         return OptState(groups, dict(rest))
@@ -136,7 +136,7 @@ class StatePlan:
     def shardings(self, mesh: Mesh) -> OptState:
         """Stacks over the ranks; what has the shape of the param it is about, as that; the rest on all devices."""
         params = self.tree.shardings(mesh)
-        shapes = self.tree.cells(self.tree.storage.shapes())
+        shapes = self.tree.cells(self.tree.layout.shapes())
         stacked, rest = {}, {}
         for leaf in self.leaves:
             if leaf.stack is not None:

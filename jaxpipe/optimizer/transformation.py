@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.model.storage import Storage
+from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.arguments import checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
@@ -26,8 +26,8 @@ class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
     natural_state: Callable[[OptState], Tree]  # the state as optax would hold it
 
     @classmethod
-    def of(cls, tx: Any, storage: Callable[[], Storage], mesh: Mesh) -> Self:
-        """`tx` over the params of `storage`, which is asked for when `init` or `update` is first called."""
+    def of(cls, tx: Any, layout: Callable[[], Layout], mesh: Mesh) -> Self:
+        """`tx` over the params of `layout`, which is asked for when `init` or `update` is first called."""
         made: dict[Any, Layerwise] = {}
         optimizer = checked(tx)
 
@@ -37,11 +37,11 @@ class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
             like = jax.tree.structure(shapes)
             if like not in made:
                 with explaining():
-                    made[like] = Layerwise(optimizer, storage(), mesh, shapes, extra)
+                    made[like] = Layerwise(optimizer, layout(), mesh, shapes, extra)
             return made[like]
 
         def default_extra() -> dict[str, Any]:
-            return {"value": jax.ShapeDtypeStruct((), jax.numpy.float32), "grad": storage().shapes()}
+            return {"value": jax.ShapeDtypeStruct((), jax.numpy.float32), "grad": layout().shapes()}
 
         def init(params: Tree) -> OptState:
             on = layerwise(params, default_extra())

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import as_count, as_integer, show
+from jaxpipe.checks import as_count, as_integer, show
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Rows, needs
 

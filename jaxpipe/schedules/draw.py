@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import show
+from jaxpipe.checks import show
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.simulate import Timeline, simulate
 from jaxpipe.schedules.table import Schedule

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import as_integer, show
+from jaxpipe.checks import as_integer, show
 from jaxpipe.schedules.check import check_positive
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import as_integer, show
+from jaxpipe.checks import as_integer, show
 
 Kind = Literal["F", "B", "I", "W"]
 

@@ -1,13 +1,12 @@
 """From what a user writes after `schedule=` to a table: a name, a table, or the path of a CSV."""
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import show
+from jaxpipe.checks import did_you_mean, show
 from jaxpipe.schedules.check import check_positive
 from jaxpipe.schedules.eager_one_f_one_b import eager_one_f_one_b
 from jaxpipe.schedules.forward_only import forward_only
@@ -51,10 +50,9 @@ def find(
     num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
     if isinstance(schedule, str) and not is_path(schedule):
         if schedule not in known:
-            near = difflib.get_close_matches(schedule.lower(), known, n=1, cutoff=0.4)
-            guess = f"; did you mean {near[0]!r}?" if near else "."
+            guess = did_you_mean(schedule, known, cutoff=0.4)
             raise ScheduleError(
-                f"{show(schedule)} is not a schedule{guess} Use one of {_names(known)}, a Schedule, or the path of a .csv "
+                f"{show(schedule)} is not a schedule.{guess} Use one of {_names(known)}, a Schedule, or the path of a .csv "
                 "file."
             )
         return known[schedule](num_stages, num_micro_batches)

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Literal
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import as_number, show
+from jaxpipe.checks import as_number, show
 from jaxpipe.schedules.clock import Cost, earliest_starts
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.table import Schedule

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.scalars import show
+from jaxpipe.checks import show
 from jaxpipe.schedules.check import check_rows, split_pairs
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Row, Rows, needs

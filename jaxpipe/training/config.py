@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.scalars import as_integer, show
+from jaxpipe.checks import as_integer, count, did_you_mean, number_above_0, show
 from jaxpipe.schedules.registry import TRAINING
 from jaxpipe.schedules.table import Schedule, is_path
-from jaxpipe.training import deepspeed
-from jaxpipe.training.checks import check_remat, count, did_you_mean, number_above_0
+from jaxpipe.compat import deepspeed_config
+from jaxpipe.executor.remat import check_remat
 
 __all__ = ["Config"]
 
@@ -112,7 +112,7 @@ class Config:
 
     @classmethod
     def from_deepspeed(cls, source: "Mapping[str, Any] | str | os.PathLike[str]", *, data: int = 1) -> Self:
-        """A `Config` that means what a DeepSpeed configuration meant; see `jaxpipe.training.deepspeed` for every key.
+        """A `Config` that means what a DeepSpeed configuration meant; see `jaxpipe.compat.deepspeed_config` for every key.
 
         Args:
             source: the configuration as a dict, or the path of its JSON file.
@@ -125,4 +125,4 @@ class Config:
 
         Warns: once, naming all keys that are ignored and where their job is done instead.
         """
-        return cls(**deepspeed.read(source, data=data))
+        return cls(**deepspeed_config.read(source, data=data))

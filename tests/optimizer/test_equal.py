@@ -96,7 +96,7 @@ def plain_steps(name, layers, stages):
 
 def padding_is_zero(pipe, trees):
     params, stacked = trees
-    for name, stack in pipe.storage.stacks.items():
+    for name, stack in pipe.layout.stacks.items():
         used = set(stack.places.values())
         empty = [(r, k) for r in range(pipe.num_stages) for k in range(stack.slots) if (r, k) not in used]
         for leaf in jax.tree.leaves((params["stacked"][name], stacked[name])):

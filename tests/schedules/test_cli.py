@@ -51,7 +51,7 @@ def test_a_file_brings_its_own_counts(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plot", "1f1c", *COUNTS], "did you mean '1f1b'?"),
+        (["plot", "1f1c", *COUNTS], "Did you mean '1f1b'?"),
         (["plot", "1f1b"], "1f1b needs --stages and --micro-batches"),
         (["simulate", "gpipe", "--stages", "0", "--micro-batches", "1"], "num_stages=0"),
         (["plot", "gpipe", *COUNTS, "--output", "out.pdf"], "'out.pdf' must end in one of .svg, .png, .json"),

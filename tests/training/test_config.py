@@ -15,7 +15,7 @@ import pytest
 from jaxpipe import schedules
 from jaxpipe.errors import ConfigError
 from jaxpipe.training.config import Config
-from jaxpipe.training.deepspeed_keys import KEYS
+from jaxpipe.compat.deepspeed_keys import KEYS
 
 
 def numbered(*cases):

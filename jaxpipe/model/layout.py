@@ -48,7 +48,7 @@ class Shared:
     split: Params = field(repr=False)
 
 
-class Storage:
+class Layout:
     """The layout of the params of `module` cut at `boundaries`, one stage per rank.
 
     Args:
@@ -239,12 +239,12 @@ def is_stack(path: tuple[Any, ...]) -> bool:
     return path[0].key == "stacked"
 
 
-def check_params(storage: Storage, params: Params) -> None:
-    """Raises LayerError unless `params` has the structure and the shapes of the params tree of `storage`.
+def check_params(layout: Layout, params: Params) -> None:
+    """Raises LayerError unless `params` has the structure and the shapes of the params tree of `layout`.
 
     Two cuts of like layers may have the same shapes; then nothing shows that params belong to the other one.
     """
-    wanted = storage.shapes()
+    wanted = layout.shapes()
     if jax.tree.structure(params) == jax.tree.structure(wanted):
         shapes = [getattr(leaf, "shape", None) for leaf in jax.tree.leaves(params)]
         if shapes == [leaf.shape for leaf in jax.tree.leaves(wanted)]:

@@ -10,7 +10,7 @@
                                                 default: there DeepSpeed looks at its PipelineModule, not at this file.
                                                 It decides about memory and speed, never about results
 
-Three things can happen to any other key, also to one inside a section (`jaxpipe.training.deepspeed_keys` has them all). It
+Three things can happen to any other key, also to one inside a section (`jaxpipe.compat.deepspeed_keys` has them all). It
 is *ignored* with a warning if its job is done elsewhere or not needed; *refused* if leaving it out would silently train
 something else; *unknown* otherwise. DeepSpeed itself takes any key at the top without a word, so a misspelt one has no
 effect there; here it is an error. Keys that ask for nothing (`false`, `null`, `{"enabled": false}`, DeepSpeed's own
@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.scalars import as_count, as_integer, as_number, show
-from jaxpipe.training.checks import did_you_mean
-from jaxpipe.training.deepspeed_keys import IGNORED, KEYS, MAPPED, ONLY, REFUSED, SWITCHED_OFF
+from jaxpipe.checks import as_count, as_integer, as_number, did_you_mean, show
+from jaxpipe.compat.deepspeed_keys import IGNORED, KEYS, MAPPED, ONLY, REFUSED, SWITCHED_OFF
 
 __all__ = ["read"]
 

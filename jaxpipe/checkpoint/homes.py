@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxpipe.checkpoint.items import Arrays, joined
 from jaxpipe.checkpoint.manifest import ArraySpec
-from jaxpipe.model.storage import Stack, Storage, is_stack, layer_name
+from jaxpipe.model.layout import Stack, Layout, is_stack, layer_name
 from jaxpipe.optimizer.state import StateLeaf, StatePlan
 from jaxpipe.training.state import TrainState
 
@@ -44,13 +44,13 @@ class _Home:
     slots: int = 0
 
 
-class Layout:
+class Homes:
     """Translates between a `TrainState` and items, for one model, optimizer and cut."""
 
-    def __init__(self, storage: Storage, state: TrainState, plan: StatePlan):
-        self.storage = storage
-        self.num_layers = storage.module.num_layers
-        optimizer = _optimizer_homes(plan, storage)
+    def __init__(self, layout: Layout, state: TrainState, plan: StatePlan):
+        self.layout = layout
+        self.num_layers = layout.module.num_layers
+        optimizer = _optimizer_homes(plan, layout)
         self._homes: list[_Home] = []
         for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]:
             field, inner = path[0].name, path[1:]
@@ -68,8 +68,8 @@ class Layout:
         entry, inner = path[1].key, joined(path[2:], "/")
         name = f"{PARAMS}/{inner}" if inner else PARAMS
         if is_stack(path):
-            return _stack_home(self.storage.stacks[entry], dict.fromkeys(self.storage.stacks[entry].places, name))
-        return _Home({layer_item(self.storage.shared[entry].layer): name})
+            return _stack_home(self.layout.stacks[entry], dict.fromkeys(self.layout.stacks[entry].places, name))
+        return _Home({layer_item(self.layout.shared[entry].layer): name})
 
     # ---------------------------------------------------------------------------------------------------------- write
 
@@ -175,7 +175,7 @@ def _stack_home(stack: Stack, names: Mapping[int, str]) -> _Home:
     )
 
 
-def _optimizer_homes(plan: StatePlan, storage: Storage) -> dict[tuple[str | None, str], _Home]:
+def _optimizer_homes(plan: StatePlan, layout: Layout) -> dict[tuple[str | None, str], _Home]:
     """The homes of the stored leaves of an optimizer state, by (stack, name)."""
     members: dict[tuple[str | None, str], list[StateLeaf]] = {}
     for leaf in plan.leaves:
@@ -184,7 +184,7 @@ def _optimizer_homes(plan: StatePlan, storage: Storage) -> dict[tuple[str | None
     for (stack, name), leaves in members.items():
         if stack is not None:
             names = {leaf.layer: _optimizer_name(leaf) for leaf in leaves if leaf.layer is not None}
-            homes[stack, name] = _stack_home(storage.stacks[stack], names)
+            homes[stack, name] = _stack_home(layout.stacks[stack], names)
         else:
             [leaf] = leaves
             item = STATE if leaf.layer is None else layer_item(leaf.layer)

@@ -9,7 +9,7 @@ from jax.core import Tracer
 
 from jaxpipe.errors import DataError, JaxpipeError
 from jaxpipe.model.shapes import aval, describe
-from jaxpipe.scalars import show
+from jaxpipe.checks import show
 
 Tree = Any
 Batch = tuple[Tree, Tree]

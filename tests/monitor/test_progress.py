@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpipe.training import progress
-from jaxpipe.training.progress import Progress
+from jaxpipe.monitor.progress import Progress
 
 
 class Scalar:
