@@ -119,18 +119,24 @@ def look(version: Version, name: str, run: bool) -> dict[str, Any]:
         lower, call = build(version, name)
         lowered = lower()
         text = lowered.as_text()
-        found: dict[str, Any] = {"sha256": hashlib.sha256(text.encode()).hexdigest()[:16], "stablehlo": len(text.splitlines())}
+        found: dict[str, Any] = {
+            "sha256": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "stablehlo": len(text.splitlines()),
+        }
         if run:
             compiled = lowered.compile()
             lines = [line for line in compiled.as_text().splitlines() if line.startswith("  ")]
             found["temp_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-            found["permutes"] = sum(" collective-permute(" in line or " collective-permute-start(" in line for line in lines)
+            found["permutes"] = sum(
+                " collective-permute(" in line or " collective-permute-start(" in line for line in lines
+            )
             found["hlo_lines"] = len(lines)
-            bits = hashlib.sha256()
-            for leaf in jax.tree.leaves(call()):
-                bits.update(np.asarray(leaf).tobytes())
-            found["result"] = bits.hexdigest()[:16]
+            found["result"] = _hash(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(call())))
         return found
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def step_of(version: Version, stages: int, remat: Any) -> Callable[[], Any]:
@@ -178,7 +184,8 @@ def main() -> None:
             before, after = measure.interleave(steps, arguments.times)
             found = measure.ratio(after, before)
             figures["times"][f"S={stages} {remat}"] = found
-            print(f"step S={stages} remat={remat}: after / before {found['median']:.3f} ({found['min']:.3f}-{found['max']:.3f})", flush=True)
+            spread = f"{found['median']:.3f} ({found['min']:.3f}-{found['max']:.3f})"
+            print(f"step S={stages} remat={remat}: after / before {spread}", flush=True)
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 

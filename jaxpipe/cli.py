@@ -17,8 +17,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from jaxpipe.checkpoint import inspect
-from jaxpipe.errors import JaxpipeError, ScheduleError
 from jaxpipe.checks import show
+from jaxpipe.errors import JaxpipeError, ScheduleError
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.registry import ALL, find
 from jaxpipe.schedules.simulate import SYNCS, Timeline, simulate

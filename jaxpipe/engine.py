@@ -11,20 +11,20 @@ import jax.numpy as jnp
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import load, save
 from jaxpipe.checkpoint.homes import Homes
+from jaxpipe.checks import as_count, show
+from jaxpipe.data.place import pull_batch
 from jaxpipe.errors import CheckpointError, DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.executor.tally import MetricsFn
+from jaxpipe.monitor.progress import Progress
+from jaxpipe.monitor.watch import StepInfo, Watch
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Batch, Pipeline
-from jaxpipe.checks import as_count, show
-from jaxpipe.data.place import pull_batch
 from jaxpipe.training.config import Config
-from jaxpipe.training.optimizer import StepInfo, make_step
-from jaxpipe.monitor.progress import Progress
+from jaxpipe.training.optimizer import make_step
 from jaxpipe.training.state import make_state
-from jaxpipe.monitor.watch import Watch
 
 
 class Engine:
@@ -113,7 +113,7 @@ class Engine:
         if micro_batches is None:
             raise DataError(f"num_micro_batches={show(num_micro_batches)} must be an integer, 1 or more.")
         evaluator = self.pipe.evaluator
-        groups = dataset.pull(data_iter, micro_batches, evaluator, compute_loss)
+        groups = dataset.groups(data_iter, micro_batches, evaluator, compute_loss)
         return answer(evaluator.run(self.state.params, groups, options), options)
 
     def evaluate(

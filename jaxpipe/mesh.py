@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxpipe.errors import MeshError
 from jaxpipe.checks import as_count, show
+from jaxpipe.errors import MeshError
 
 PIPE = "pipe"
 DATA = "data"

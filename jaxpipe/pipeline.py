@@ -9,23 +9,23 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe import schedules
+from jaxpipe.checks import count, show
+from jaxpipe.data.check import check_batch, check_example
+from jaxpipe.data.leaves import check_rows, check_types, named, paths
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator, answer, options_of, with_places
 from jaxpipe.executor import train as _train
-from jaxpipe.data.check import check_batch, check_example
 from jaxpipe.executor.evaluate import Options
-from jaxpipe.data.leaves import check_rows, check_types, named, paths
+from jaxpipe.executor.remat import check_remat
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size
 from jaxpipe.model.keys import as_key
+from jaxpipe.model.layout import Layout, check_layers, check_params
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
-from jaxpipe.model.layout import Layout, check_layers, check_params
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
-from jaxpipe.checks import count, show
 from jaxpipe.schedules import Schedule
-from jaxpipe.executor.remat import check_remat
 
 Params = Any
 Tree = Any

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxpipe.checkpoint import manifest
-from jaxpipe.errors import CheckpointError
 from jaxpipe.checks import did_you_mean
+from jaxpipe.errors import CheckpointError
 
 LATEST = "latest"
 REPLACED = ".replaced"

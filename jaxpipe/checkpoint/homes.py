@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxpipe.checkpoint.items import Arrays, joined
 from jaxpipe.checkpoint.manifest import ArraySpec
-from jaxpipe.model.layout import Stack, Layout, is_stack, layer_name
+from jaxpipe.model.layout import Layout, Stack, is_stack, layer_name
 from jaxpipe.optimizer.state import StateLeaf, StatePlan
 from jaxpipe.training.state import TrainState
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest, verify
-from jaxpipe.checkpoint.items import Arrays
 from jaxpipe.checkpoint.homes import STATE, Homes, layer_item
+from jaxpipe.checkpoint.items import Arrays
 from jaxpipe.checkpoint.manifest import LayerRecord, Manifest
-from jaxpipe.errors import CheckpointError
 from jaxpipe.checks import is_count
+from jaxpipe.errors import CheckpointError
 from jaxpipe.training.config import Config
 from jaxpipe.training.state import TrainState
 

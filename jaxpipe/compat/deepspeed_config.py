@@ -25,9 +25,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxpipe.errors import ConfigError
 from jaxpipe.checks import as_count, as_integer, as_number, did_you_mean, show
 from jaxpipe.compat.deepspeed_keys import IGNORED, KEYS, MAPPED, ONLY, REFUSED, SWITCHED_OFF
+from jaxpipe.errors import ConfigError
 
 __all__ = ["read"]
 

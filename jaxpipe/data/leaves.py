@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxpipe.checks import show
 from jaxpipe.errors import DataError, JaxpipeError
 from jaxpipe.model.shapes import aval, describe
-from jaxpipe.checks import show
 
 Tree = Any
 Batch = tuple[Tree, Tree]

@@ -1,19 +1,20 @@
 """Whole data sets: batch after batch, the next one under way to the devices while one is running."""
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxpipe.checks import is_count
+from jaxpipe.data.place import put
+from jaxpipe.data.pull import check_for_evaluation, pull, take
 from jaxpipe.errors import DataError
 from jaxpipe.evaluation.evaluator import Batch, Evaluator, Params
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
-from jaxpipe.data import place, pull as pulling
-from jaxpipe.checks import is_count
+from jaxpipe.monitor.late import Late
 from jaxpipe.monitor.progress import Progress
 
 Tree = Any
@@ -38,7 +39,7 @@ def _batches(
 ) -> Iterator[list[Batch]]:
     count = 0
     while num_batches is None or count < num_batches:
-        items = pulling.take(source, num_micro_batches, pulling.check_for_evaluation(evaluator.mesh, labels))
+        items = take(source, num_micro_batches, check_for_evaluation(evaluator.mesh, labels))
         if items:
             count += 1
             yield on_mesh(items, evaluator, labels)
@@ -46,15 +47,15 @@ def _batches(
             return
 
 
-def pull(source: Iterator[Batch], num_micro_batches: int, evaluator: Evaluator, labels: bool) -> list[Batch]:
+def groups(source: Iterator[Batch], num_micro_batches: int, evaluator: Evaluator, labels: bool) -> list[Batch]:
     """M micro-batches as groups on the mesh; raises DataError where there are fewer, or they do not fit."""
-    items = pulling.pull(source, num_micro_batches, pulling.check_for_evaluation(evaluator.mesh, labels))
+    items = pull(source, num_micro_batches, check_for_evaluation(evaluator.mesh, labels))
     return on_mesh(items, evaluator, labels)
 
 
 def on_mesh(items: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
     """Micro-batches that were looked at, as groups on the mesh, without labels that are not wanted."""
-    return place.put(items if labels else [(inputs, None) for inputs, _ in items], evaluator.mesh)
+    return put(items if labels else [(inputs, None) for inputs, _ in items], evaluator.mesh)
 
 
 def number_of_batches(source: Any, num_micro_batches: int, num_batches: int | None) -> int | None:
@@ -73,24 +74,22 @@ def evaluate(
     """The loss and the metrics over all batches, as plain floats (arrays where a metric is one)."""
     sums: Sums | None = None
     rows: dict[str, list[np.ndarray]] = {}
-    pending: deque[Any] = deque()
+    pending = Late[Any]()
 
-    def fetch() -> None:
+    def fetch(most: int) -> None:
         nonlocal sums
-        found = jax.device_get(pending.popleft())
-        sums = _wide(found) if sums is None else _plus(sums, _wide(found))
-        for name, values in found["rows"].items():
-            rows.setdefault(name, []).append(values)
-        progress.update(_loss(sums))
+        for found in map(jax.device_get, pending.beyond(most)):
+            sums = _wide(found) if sums is None else _plus(sums, _wide(found))
+            for name, values in found["rows"].items():
+                rows.setdefault(name, []).append(values)
+            progress.update(_loss(sums))
 
     with progress:
         for groups in source:
             found = evaluator.run(params, groups, options)
-            pending.append({name: found[name] for name in ("loss", "metrics", "rows")})
-            if len(pending) > IN_FLIGHT:
-                fetch()
-        while pending:
-            fetch()
+            pending.add({name: found[name] for name in ("loss", "metrics", "rows")})
+            fetch(IN_FLIGHT)
+        fetch(0)
     if sums is None:
         raise DataError("data_iter has ended: there is nothing to evaluate. Make a fresh one for each call.")
     loss = _loss(sums)
@@ -135,14 +134,13 @@ def predict(
     evaluator: Evaluator, params: Callable[[], Params], source: Iterator[list[Batch]], options: Options
 ) -> Iterator[Tree]:
     """Outputs batch by batch, leaves [M, B, ...]; while one is used, the next one is being computed."""
-    pending: deque[Tree] = deque()
+    pending = Late[Tree]()
     try:
         for groups in source:
             for group in groups:
-                pending.append(evaluator.run(params(), [group], options)["outputs"])
-                if len(pending) > 1:
-                    yield pending.popleft()
+                pending.add(evaluator.run(params(), [group], options)["outputs"])
+                yield from pending.beyond(1)
     except Exception:  # of the data: what was computed before comes first
-        yield from pending
+        yield from pending.beyond(0)
         raise
-    yield from pending
+    yield from pending.beyond(0)

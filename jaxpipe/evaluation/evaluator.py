@@ -17,8 +17,8 @@ from jaxpipe.executor.evaluate import Options
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import data_size, pipe_size, rank_mesh
-from jaxpipe.model.shapes import avals
 from jaxpipe.model.layout import Layout
+from jaxpipe.model.shapes import avals
 
 P = PartitionSpec
 Params = Any

@@ -23,13 +23,13 @@ from jaxpipe.executor import loop, reduce, stage_program
 from jaxpipe.executor.batch import batch_specs, micro_batch_avals, pick
 from jaxpipe.executor.tally import MetricsFn, Tally, loss_of
 from jaxpipe.executor.wire import Codec
-from jaxpipe.lowering.program import Program
 from jaxpipe.lowering.channels import FORWARD
+from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes, pipe_size
+from jaxpipe.model.layout import Layout
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe
 from jaxpipe.model.stages import Part, Stage, make_stages
-from jaxpipe.model.layout import Layout
 
 P = PartitionSpec
 Params = Any

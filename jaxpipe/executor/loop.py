@@ -23,8 +23,8 @@ import numpy as np
 
 from jaxpipe.executor.store import blank
 from jaxpipe.executor.wire import Wire
-from jaxpipe.lowering.program import Cell, Program
 from jaxpipe.lowering.channels import BACKWARD, FORWARD
+from jaxpipe.lowering.program import Cell, Program
 from jaxpipe.mesh import PIPE
 
 State = dict[str, Any]

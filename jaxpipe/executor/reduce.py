@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from jaxpipe.executor.unit import split_inexact
 from jaxpipe.mesh import DATA, PIPE, pipe_size
-from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.layout import Layout
+from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.values import raw, typed
 
 Params = Any

@@ -13,14 +13,14 @@ from jaxpipe.executor.stage_program import MicroBatch, StageProgram
 from jaxpipe.executor.store import Store
 from jaxpipe.executor.unit import split_inexact
 from jaxpipe.executor.wire import Codec
-from jaxpipe.lowering.program import Program
 from jaxpipe.lowering.channels import BACKWARD, FORWARD
+from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes
 from jaxpipe.model import keys
+from jaxpipe.model.layout import Layout
 from jaxpipe.model.loss import LossFn, LossShapes, over, weight_from_labels
 from jaxpipe.model.shapes import aval, sum_dtype
 from jaxpipe.model.stages import Stage, make_stages
-from jaxpipe.model.layout import Layout
 
 P = PartitionSpec
 Params = Any

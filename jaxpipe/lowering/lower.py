@@ -1,9 +1,9 @@
 """Schedule -> Program: clock, routes, slots, folded loops; then checked."""
 
 from jaxpipe.errors import ScheduleError
+from jaxpipe.lowering.channels import BACKWARD, FORWARD, Message, clock, messages
 from jaxpipe.lowering.period import Edge, Loop, fold
 from jaxpipe.lowering.program import IDLE, Cell, Program
-from jaxpipe.lowering.channels import BACKWARD, FORWARD, Message, clock, messages
 from jaxpipe.lowering.slots import colour
 from jaxpipe.lowering.verify import verify
 from jaxpipe.schedules import Schedule

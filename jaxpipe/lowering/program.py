@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from jaxpipe.lowering.period import Edge, Loop
 from jaxpipe.lowering.channels import BACKWARD, FORWARD
+from jaxpipe.lowering.period import Edge, Loop
 from jaxpipe.schedules import Schedule
 
 IDLE = "."

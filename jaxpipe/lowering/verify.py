@@ -1,7 +1,7 @@
 """Runs a program on labels instead of arrays: every value read was written by the right op and not overwritten."""
 
-from jaxpipe.lowering.program import IDLE, Program
 from jaxpipe.lowering.channels import BACKWARD, FORWARD
+from jaxpipe.lowering.program import IDLE, Program
 
 _BUG = "This is a bug in jaxpipe, please report it."
 

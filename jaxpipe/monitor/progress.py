@@ -3,8 +3,9 @@
 import shutil
 import sys
 import time
-from collections import deque
 from typing import Any, Self, TextIO
+
+from jaxpipe.monitor.late import Late
 
 __all__ = ["Progress"]
 
@@ -42,7 +43,7 @@ class Progress:
     ):
         self.total_steps, self.tokens_per_step, self.finished, self.unit = total_steps, tokens_per_step, 0, unit
         self._stream, self._enabled, self._bar = stream or sys.stdout, enabled, None
-        self._pending, self._loss = deque[Any](), None
+        self._pending, self._loss = Late[Any](), None
         self._line = time.monotonic(), 0  # when the last line was written, and at which step
         self._base: tuple[float, int] | None = None  # the same for the start of the clock, after compilation
         if enabled and self._stream.isatty():
@@ -60,7 +61,7 @@ class Progress:
 
     def update(self, loss: Any) -> None:
         """One more step was dispatched. `loss` is a number, an array that need not be computed yet, or None."""
-        self._pending.append(loss)
+        self._pending.add(loss)
         self._fetch(wait=False)
         self._show(last=False)
 
@@ -87,9 +88,7 @@ class Progress:
         )
 
     def _fetch(self, wait: bool) -> None:
-        # Devices finish steps in order, so the first one that is not ready ends the search.
-        while self._pending and (wait or getattr(self._pending[0], "is_ready", lambda: True)()):
-            loss = self._pending.popleft()
+        for loss in self._pending.beyond(0) if wait else self._pending.finished():
             self._loss = None if loss is None else float(loss)
             self.finished += 1
         if self._base is None and self.finished:

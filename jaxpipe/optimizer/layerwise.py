@@ -20,8 +20,8 @@ import jax
 from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.model.shapes import describe
 from jaxpipe.model.layout import Layout
+from jaxpipe.model.shapes import describe
 from jaxpipe.optimizer.arguments import Optimizer, calling, fitted, plain_numpy_rules
 from jaxpipe.optimizer.call import Call
 from jaxpipe.optimizer.natural import NaturalTree, Place, abstract

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from jaxpipe.model.shapes import is_inexact
 from jaxpipe.model.layout import Layout, layer_name
+from jaxpipe.model.shapes import is_inexact
 from jaxpipe.optimizer.trace import Home
 
 Tree = Any

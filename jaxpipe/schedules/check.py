@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import as_count, as_integer, show
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Rows, needs
 

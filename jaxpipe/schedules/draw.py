@@ -11,8 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import show
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.simulate import Timeline, simulate
 from jaxpipe.schedules.table import Schedule

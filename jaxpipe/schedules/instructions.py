@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import as_integer, show
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.check import check_positive
 
 

@@ -5,8 +5,8 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import as_integer, show
+from jaxpipe.errors import ScheduleError
 
 Kind = Literal["F", "B", "I", "W"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import did_you_mean, show
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.check import check_positive
 from jaxpipe.schedules.eager_one_f_one_b import eager_one_f_one_b
 from jaxpipe.schedules.forward_only import forward_only

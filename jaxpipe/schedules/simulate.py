@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import as_number, show
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.clock import Cost, earliest_starts
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.table import Schedule

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.checks import show
+from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.check import check_rows, split_pairs
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Row, Rows, needs

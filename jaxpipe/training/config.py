@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from jaxpipe.errors import ConfigError
 from jaxpipe.checks import as_integer, count, did_you_mean, number_above_0, show
+from jaxpipe.compat import deepspeed_config
+from jaxpipe.errors import ConfigError
+from jaxpipe.executor.remat import check_remat
 from jaxpipe.schedules.registry import TRAINING
 from jaxpipe.schedules.table import Schedule, is_path
-from jaxpipe.compat import deepspeed_config
-from jaxpipe.executor.remat import check_remat
 
 __all__ = ["Config"]
 

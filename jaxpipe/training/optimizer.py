@@ -1,7 +1,7 @@
 """One optimizer step on sharded params: clip, update, and keep the old state if something is not finite."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +9,11 @@ import optax
 
 from jaxpipe.model.keys import as_key
 from jaxpipe.model.shapes import is_inexact
+from jaxpipe.monitor.watch import StepInfo
 from jaxpipe.optimizer.arguments import plain_numpy_rules
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.training.norm import clipped, global_norm
 from jaxpipe.training.state import TrainState
-
-
-class StepInfo(NamedTuple):
-    """What a step reports, all scalars on the device.
-
-    Attributes:
-      loss: mean over the batch.
-      grad_norm: norm of the whole gradient before clipping, over all ranks, tied weights counted once.
-      finite: whether both are finite; if not, the state was kept as it was.
-    """
-
-    loss: jax.Array
-    grad_norm: jax.Array
-    finite: jax.Array
 
 
 def make_step(

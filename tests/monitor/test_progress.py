@@ -7,7 +7,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from jaxpipe.training import progress
+from jaxpipe.monitor import progress
 from jaxpipe.monitor.progress import Progress
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from jaxpipe import schedules
+from jaxpipe.compat.deepspeed_keys import KEYS
 from jaxpipe.errors import ConfigError
 from jaxpipe.training.config import Config
-from jaxpipe.compat.deepspeed_keys import KEYS
 
 
 def numbered(*cases):

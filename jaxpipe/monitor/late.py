@@ -1,0 +1,47 @@
+"""Results of work that was dispatched and may still be running: asked for late, so that the host never waits for a step."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+
+def is_ready(value: object) -> bool:
+    """Whether a value has been computed; what is no array of a device always has."""
+    asked: Callable[[], bool] = getattr(value, "is_ready", lambda: True)
+    return asked()
+
+
+class Late(Generic[Result]):
+    """A queue of results, oldest first.
+
+    Args:
+      ready: whether a result has been computed. Devices finish work in order, so the first result that is not ready ends
+        the search.
+    """
+
+    def __init__(self, ready: Callable[[Result], bool] = is_ready):
+        self._pending: deque[Result] = deque()
+        self._ready = ready
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def add(self, result: Result) -> None:
+        """One more result is on its way."""
+        self._pending.append(result)
+
+    def clear(self) -> None:
+        """Forgets all results."""
+        self._pending.clear()
+
+    def finished(self) -> Iterator[Result]:
+        """Takes those that have been computed. Nothing here waits."""
+        while self._pending and self._ready(self._pending[0]):
+            yield self._pending.popleft()
+
+    def beyond(self, most: int) -> Iterator[Result]:
+        """Takes the oldest while there are more than `most`, computed or not; whoever reads them may wait."""
+        while len(self._pending) > most:
+            yield self._pending.popleft()
