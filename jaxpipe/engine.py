@@ -17,14 +17,14 @@ from jaxpipe.errors import CheckpointError, DataError
 from jaxpipe.evaluation import dataset
 from jaxpipe.evaluation.evaluator import answer, options_of
 from jaxpipe.executor.evaluate import Options
-from jaxpipe.executor.tally import MetricsFn
 from jaxpipe.monitor.progress import Progress
 from jaxpipe.monitor.watch import StepInfo, Watch
 from jaxpipe.optimizer.layerwise import Layerwise
-from jaxpipe.pipeline import Batch, Pipeline
+from jaxpipe.pipeline import Pipeline
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import make_step
 from jaxpipe.training.state import make_state
+from jaxpipe.types import Batch, MetricsFn
 
 
 class Engine:

@@ -12,8 +12,9 @@ from jaxpipe.model.keys import as_key
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.optimizer.arguments import Optimizer, checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
-from jaxpipe.pipeline import Batch, Pipeline
+from jaxpipe.pipeline import Pipeline
 from jaxpipe.training.config import Config
+from jaxpipe.types import Batch
 
 
 def initialize(

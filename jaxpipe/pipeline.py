@@ -26,10 +26,7 @@ from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
 from jaxpipe.schedules import Schedule
-
-Params = Any
-Tree = Any
-Batch = tuple[Tree, Tree]
+from jaxpipe.types import Batch, Params, Tree
 
 
 class Pipeline:

@@ -16,8 +16,7 @@ from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items
 from jaxpipe.errors import CheckpointError
 from jaxpipe.model.shapes import aval, describe
-
-Params = Any
+from jaxpipe.types import Params
 
 
 def save_weights(path: str | os.PathLike[str], layers: Sequence[Params]) -> None:

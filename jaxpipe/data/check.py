@@ -5,12 +5,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxpipe.data.leaves import Batch, check_pair, check_rows, check_types, named
+from jaxpipe.data.leaves import check_pair, check_rows, check_types, named
 from jaxpipe.errors import DataError
 from jaxpipe.mesh import data_size
 from jaxpipe.model.shapes import aval, describe
-
-Tree = Any
+from jaxpipe.types import Batch, Tree
 
 
 def check_batch(

@@ -10,9 +10,8 @@ from jax.core import Tracer
 from jaxpipe.checks import show
 from jaxpipe.errors import DataError, JaxpipeError
 from jaxpipe.model.shapes import aval, describe
+from jaxpipe.types import Batch, Tree
 
-Tree = Any
-Batch = tuple[Tree, Tree]
 Named = list[tuple[str, Any]]
 
 _AS_ARRAY = "Lists and tuples are structures of arrays here; if one stands for an array, make it one: np.asarray(...)."

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxpipe.data.leaves import Batch
 from jaxpipe.data.pull import check_for_training, pull
 from jaxpipe.mesh import DATA, data_size
 from jaxpipe.model.shapes import aval, signature
+from jaxpipe.types import Batch
 
 
 def pull_batch(data_iter: Iterator[Batch], num_micro_batches: int, mesh: Mesh) -> Batch:

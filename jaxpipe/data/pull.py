@@ -7,8 +7,9 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jaxpipe.data.check import check_micro_batch
-from jaxpipe.data.leaves import Batch, appearance, check_pair, difference
+from jaxpipe.data.leaves import appearance, check_pair, difference
 from jaxpipe.errors import DataError
+from jaxpipe.types import Batch
 
 Check = Callable[[Batch], None]
 

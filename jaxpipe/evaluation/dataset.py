@@ -10,14 +10,14 @@ from jaxpipe.checks import is_count
 from jaxpipe.data.place import put
 from jaxpipe.data.pull import check_for_evaluation, pull, take
 from jaxpipe.errors import DataError
-from jaxpipe.evaluation.evaluator import Batch, Evaluator, Params
+from jaxpipe.evaluation.evaluator import Evaluator
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
 from jaxpipe.monitor.late import Late
 from jaxpipe.monitor.progress import Progress
+from jaxpipe.types import Batch, Params, Tree
 
-Tree = Any
 Sums = tuple[Any, dict[str, Joined]]  # (total, weight) of the loss or None, and the metrics, on the host
 # Batches whose results the host has not asked for yet: one running, one waiting behind it with its data in place.
 IN_FLIGHT = 2

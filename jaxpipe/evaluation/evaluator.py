@@ -19,11 +19,9 @@ from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import data_size, pipe_size, rank_mesh
 from jaxpipe.model.layout import Layout
 from jaxpipe.model.shapes import avals
+from jaxpipe.types import Batch, Params, Tree
 
 P = PartitionSpec
-Params = Any
-Tree = Any
-Batch = tuple[Tree, Tree]
 Found = dict[str, Any]
 
 

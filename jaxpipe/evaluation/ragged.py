@@ -19,9 +19,8 @@ from jaxpipe.errors import DataError
 from jaxpipe.executor.evaluate import Options
 from jaxpipe.executor.tally import loss_of
 from jaxpipe.model.shapes import describe
+from jaxpipe.types import Batch, Tree
 
-Tree = Any
-Batch = tuple[Tree, Tree]
 Found = dict[str, Any]
 
 

@@ -8,9 +8,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.mesh import DATA, data_size
 from jaxpipe.model.shapes import aval
+from jaxpipe.types import Tree
 
 P = PartitionSpec
-Tree = Any
 
 
 def micro_batch_avals(tree: Tree, mesh: Mesh) -> Tree:

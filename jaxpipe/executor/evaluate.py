@@ -21,7 +21,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxpipe.errors import LossError
 from jaxpipe.executor import loop, reduce, stage_program
 from jaxpipe.executor.batch import batch_specs, micro_batch_avals, pick
-from jaxpipe.executor.tally import MetricsFn, Tally, loss_of
+from jaxpipe.executor.tally import Tally, loss_of
 from jaxpipe.executor.wire import Codec
 from jaxpipe.lowering.channels import FORWARD
 from jaxpipe.lowering.program import Program
@@ -30,10 +30,9 @@ from jaxpipe.model.layout import Layout
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe
 from jaxpipe.model.stages import Part, Stage, make_stages
+from jaxpipe.types import MetricsFn, Params, Tree
 
 P = PartitionSpec
-Params = Any
-Tree = Any
 
 REDUCTIONS = ("avg", "sum", None)
 

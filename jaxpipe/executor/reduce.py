@@ -17,9 +17,7 @@ from jaxpipe.mesh import DATA, PIPE, pipe_size
 from jaxpipe.model.layout import Layout
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.values import raw, typed
-
-Params = Any
-Tree = Any
+from jaxpipe.types import Params, Tree
 
 
 def over(mesh: Mesh, *axes: str) -> tuple[str, ...]:

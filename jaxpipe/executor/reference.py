@@ -16,8 +16,7 @@ from jaxpipe.model import keys
 from jaxpipe.model.layers import BoundLayer, bind_alone
 from jaxpipe.model.loss import Weighted
 from jaxpipe.model.module import PipelineModule
-
-Tree = Any
+from jaxpipe.types import Tree
 
 # Per module: its entries, each bound by itself, and the compiled derivatives.
 _bound: weakref.WeakKeyDictionary[PipelineModule, tuple[BoundLayer, ...]] = weakref.WeakKeyDictionary()

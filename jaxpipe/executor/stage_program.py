@@ -9,12 +9,10 @@ import jax.numpy as jnp
 
 from jaxpipe.executor import store
 from jaxpipe.executor.store import Buffers, Entry, Store
-from jaxpipe.executor.unit import Leaves, Unit, split_inexact
-from jaxpipe.model.loss import LossFn, loss_terms
+from jaxpipe.executor.unit import Unit, split_inexact
+from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.stages import Part, Stage
-
-Tree = Any
-Params = Any
+from jaxpipe.types import Leaves, LossFn, Params, Tree
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What an evaluation adds up over micro-batches: the loss, and the metrics beside it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,13 +11,12 @@ from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
 from jaxpipe.model.abstract import abstract
 from jaxpipe.model.blame import Fault
-from jaxpipe.model.loss import LossFn, call, loss_terms, over
+from jaxpipe.model.loss import call, loss_terms, over
 from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
+from jaxpipe.types import LossFn, MetricsFn, Tree
 
-Tree = Any
 State = dict[str, Any]
 Terms = dict[str, Any]  # {"loss": (total [M], weight [M]) if wanted, "metrics": {name: Joined}}
-MetricsFn = Callable[[Tree, Tree], dict[str, Any]]
 
 
 class Tally:

@@ -18,13 +18,12 @@ from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes
 from jaxpipe.model import keys
 from jaxpipe.model.layout import Layout
-from jaxpipe.model.loss import LossFn, LossShapes, over, weight_from_labels
+from jaxpipe.model.loss import LossShapes, over, weight_from_labels
 from jaxpipe.model.shapes import aval, sum_dtype
 from jaxpipe.model.stages import Stage, make_stages
+from jaxpipe.types import LossFn, Params, Tree
 
 P = PartitionSpec
-Params = Any
-Tree = Any
 
 
 def value_and_grad(

@@ -15,9 +15,7 @@ from jax.core import Tracer
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.stages import Part
 from jaxpipe.model.values import canonical
-
-Tree = Any
-Leaves = list[Any]
+from jaxpipe.types import Leaves, Tree
 
 
 def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:

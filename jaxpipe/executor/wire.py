@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jaxpipe.model.shapes import avals, describe, signature
 from jaxpipe.model.values import raw, raw_aval, typed
+from jaxpipe.types import Tree
 
-Tree = Any
 Wire = list[jax.Array]
 
 

@@ -9,8 +9,7 @@ from jax.sharding import Mesh
 from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import avals
-
-Tree = Any
+from jaxpipe.types import Tree
 
 
 def abstract(function: Callable[..., Tree], *args: Tree, mesh: Mesh | None = None) -> Tree:

@@ -18,9 +18,7 @@ from jaxpipe.model.blame import blame, mark
 from jaxpipe.model.keywords import keywords_of
 from jaxpipe.model.same import same_value
 from jaxpipe.model.values import canonical
-
-Params = Any
-Tree = Any
+from jaxpipe.types import Params, Tree
 
 _WHAT_IS_A_LAYER = (
     "A layer is a jaxpipe.Layer(init, apply), a jaxpipe.LayerSpec(module_class, ...), a jaxpipe.TiedLayerSpec, or any "

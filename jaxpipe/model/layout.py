@@ -22,10 +22,9 @@ from jaxpipe.mesh import PIPE, manual_axes
 from jaxpipe.model import keys
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals, describe, signature
+from jaxpipe.types import Params, Tree
 
 P = PartitionSpec
-Params = Any
-Tree = Any
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What a `loss_fn` may return, brought into one form: (total, weight, metrics)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,7 @@ from jaxpipe.model import loss_weight
 from jaxpipe.model.abstract import refuse_deadlocks
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import describe, sum_dtype
-
-LossFn = Callable[[Any, Any], Any]
+from jaxpipe.types import LossFn
 
 _RULE = (
     "loss_fn(outputs, labels) returns a scalar mean, or jaxpipe.Weighted(total, weight) for an exactly weighted mean; "

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend.core import Literal
 
-Tree = Any
+from jaxpipe.types import Tree
 
 # Primitives that call one body with their own inputs and return what it returns.
 _CALLS = {

@@ -12,9 +12,10 @@ from jaxpipe.errors import DataError, LayerError, LossError
 from jaxpipe.model import keys, partition
 from jaxpipe.model.abstract import abstract, with_data_axis
 from jaxpipe.model.blame import blame
-from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, Params, Tree, bind
-from jaxpipe.model.loss import LossFn, LossShapes, loss_shapes
+from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, bind
+from jaxpipe.model.loss import LossShapes, loss_shapes
 from jaxpipe.model.shapes import avals, describe
+from jaxpipe.types import LossFn, Params, Tree
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Tree = Any
+from jaxpipe.types import Tree
 
 
 def aval(x: Any) -> jax.ShapeDtypeStruct:

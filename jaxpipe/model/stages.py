@@ -11,10 +11,11 @@ import jax
 
 from jaxpipe.model import keys
 from jaxpipe.model.blame import blame
-from jaxpipe.model.layers import Kind, Params, Tree
+from jaxpipe.model.layers import Kind
 from jaxpipe.model.layout import Layout
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe, signature
+from jaxpipe.types import Params, Tree
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import numpy as np
 
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import aval, is_key
-
-Tree = Any
+from jaxpipe.types import Tree
 
 
 def canonical(tree: Tree) -> Tree:

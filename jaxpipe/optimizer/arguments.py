@@ -10,8 +10,7 @@ import jax
 import optax
 
 from jaxpipe.errors import ConfigError, JaxpipeError
-
-Tree = Any
+from jaxpipe.types import Tree
 
 
 class Optimizer(NamedTuple):

@@ -10,8 +10,7 @@ from jaxpipe.optimizer.natural import NaturalTree
 from jaxpipe.optimizer.run import run
 from jaxpipe.optimizer.state import OptState, StatePlan
 from jaxpipe.optimizer.trace import Home, Trace
-
-Tree = Any
+from jaxpipe.types import Tree
 
 
 class Call:

@@ -27,8 +27,7 @@ from jaxpipe.optimizer.call import Call
 from jaxpipe.optimizer.natural import NaturalTree, Place, abstract
 from jaxpipe.optimizer.state import OptState, StateLeaf, StatePlan, place_state, unnamed
 from jaxpipe.optimizer.trace import Home, Trace
-
-Tree = Any
+from jaxpipe.types import Tree
 
 STATE = -1  # the number of the state among the results; those of updates count from 0
 

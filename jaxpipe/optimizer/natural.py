@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jaxpipe.model.layout import Layout, layer_name
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.optimizer.trace import Home
+from jaxpipe.types import Tree
 
-Tree = Any
 Path = tuple[Any, ...]
 Cell = tuple[
     str | None, str

@@ -11,9 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxpipe.mesh import PIPE
 from jaxpipe.optimizer.natural import NaturalTree, Path, abstract, text
 from jaxpipe.optimizer.trace import Home
+from jaxpipe.types import Tree
 
 P = PartitionSpec
-Tree = Any
 
 
 class OptState(NamedTuple):

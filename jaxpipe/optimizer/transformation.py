@@ -12,8 +12,7 @@ from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.arguments import checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
-
-Tree = Any
+from jaxpipe.types import Tree
 
 
 class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
