@@ -15,8 +15,7 @@ from jaxpipe.checks import as_count, show
 from jaxpipe.data.place import pull_batch
 from jaxpipe.errors import CheckpointError, DataError
 from jaxpipe.evaluation import dataset
-from jaxpipe.evaluation.evaluator import answer, options_of
-from jaxpipe.executor.evaluate import Options
+from jaxpipe.executor.options import Options
 from jaxpipe.monitor.progress import Progress
 from jaxpipe.monitor.watch import StepInfo, Watch
 from jaxpipe.optimizer.layerwise import Layerwise
@@ -46,7 +45,7 @@ class Engine:
         self.state, shardings = make_state(params, optimizer, key, pipe.mesh)
         everywhere = shardings.step
         self._step = jax.jit(
-            make_step(pipe.traceable_value_and_grad, optimizer, config.gradient_clipping),
+            make_step(pipe.traceable_step, optimizer, config.gradient_clipping),
             donate_argnums=0,
             out_shardings=(shardings, StepInfo(everywhere, everywhere, everywhere)),
         )
@@ -108,13 +107,19 @@ class Engine:
         Returns:
           `loss`, `(loss, outputs)` or `outputs`; with `return_metrics` the dict behind it.
         """
-        options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics)
+        options = Options.of(
+            return_logits=return_logits,
+            compute_loss=compute_loss,
+            reduce_output=reduce_output,
+            bcast_loss=bcast_loss,
+            return_metrics=return_metrics,
+        )
         micro_batches = as_count(self.config.num_micro_batches if num_micro_batches is None else num_micro_batches)
         if micro_batches is None:
             raise DataError(f"num_micro_batches={show(num_micro_batches)} must be an integer, 1 or more.")
         evaluator = self.pipe.evaluator
         groups = dataset.groups(data_iter, micro_batches, evaluator, compute_loss)
-        return answer(evaluator.run(self.state.params, groups, options), options)
+        return evaluator.run(self.state.params, groups, options).answer(options)
 
     def evaluate(
         self,
@@ -167,7 +172,7 @@ class Engine:
         """
         evaluator = self.pipe.evaluator
         source = dataset.batches(data_iter, self.config.num_micro_batches, num_batches, evaluator, labels=False)
-        options = options_of(True, False, None, True)
+        options = Options.of(return_logits=True, compute_loss=False)
         return dataset.predict(evaluator, lambda: self.state.params, source, options)
 
     @property

@@ -1,5 +1,6 @@
 """`Pipeline`: the functional core. Pure functions of params and a batch, ready for a hand-written training loop."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,20 +14,23 @@ from jaxpipe.checks import count, show
 from jaxpipe.data.check import check_batch, check_example
 from jaxpipe.data.leaves import check_rows, check_types, named, paths
 from jaxpipe.errors import ConfigError, LayerError
-from jaxpipe.evaluation.evaluator import Evaluator, answer, options_of, with_places
-from jaxpipe.executor import train as _train
-from jaxpipe.executor.evaluate import Options
+from jaxpipe.evaluation.evaluator import Evaluator, with_places
+from jaxpipe.executor.options import Options
+from jaxpipe.executor.plan import TrainPlan
 from jaxpipe.executor.remat import check_remat
+from jaxpipe.executor.train import StepResult
+from jaxpipe.executor.train import value_and_grad as _value_and_grad
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import pipe_size
+from jaxpipe.model.init import init_params
 from jaxpipe.model.keys import as_key
 from jaxpipe.model.layout import Layout, check_layers, check_params
 from jaxpipe.model.module import LayerShapes, PipelineModule
 from jaxpipe.model.shapes import avals
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
 from jaxpipe.schedules import Schedule
-from jaxpipe.types import Batch, Params, Tree
+from jaxpipe.types import Batch, Key, Params, Tree
 
 
 class Pipeline:
@@ -62,7 +66,7 @@ class Pipeline:
         self.program: Program = lower(self.schedule)
         self._poison = poison
         self._layout: Layout | None = None
-        self._train = jax.jit(self.traceable_value_and_grad)
+        self._train = jax.jit(lambda *args: tuple(self.traceable_step(*args)))
         self.evaluator = Evaluator(lambda: self.layout, mesh)
 
     # ------------------------------------------------------------------------------------------------------- params
@@ -82,7 +86,7 @@ class Pipeline:
         check_types(leaves := named(example_inputs))
         check_rows(leaves, 0, 1, "The example: ")
         shapes = self.module.shapes(example_inputs, mesh=self.mesh)
-        return self._plan([s.params for s in shapes], shapes).init(self.mesh, root, shapes)
+        return init_params(self._cut([s.params for s in shapes], shapes), self.mesh, root, shapes)
 
     @property
     def partition(self) -> tuple[int, ...]:
@@ -98,7 +102,7 @@ class Pipeline:
             )
         return self._layout
 
-    def _plan(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Layout:
+    def _cut(self, params: Sequence[Params], shapes: list[LayerShapes] | None) -> Layout:
         """Cuts the module once; later calls must agree."""
         if self._layout is not None:
             check_layers(self.module, params, self._layout.layer_params)
@@ -133,14 +137,14 @@ class Pipeline:
             raise LayerError(
                 f"layers is a {type(layers).__name__}: expected a list with the params of each layer, as to_layers gives."
             )
-        if len(layers) != self.module.num_layers:  # before `_plan` reads their shapes
+        if len(layers) != self.module.num_layers:  # before `_cut` reads their shapes
             raise LayerError(
                 f"{len(layers)} per-layer params were given; the module has {self.module.num_layers} layers."
             )
         for index, layer in enumerate(layers):
             arrays = [(name, leaf) for name, leaf in paths(layer) if not isinstance(leaf, (bool, int, float, complex))]
             check_types([(f"layers[{index}]{name}", leaf) for name, leaf in arrays], LayerError)
-        return self._plan(layers, None).from_layers(self.mesh, layers)
+        return self._cut(layers, None).from_layers(self.mesh, layers)
 
     # ----------------------------------------------------------------------------------------------------- training
 
@@ -190,7 +194,7 @@ class Pipeline:
         """
         check_example(example, self.mesh)
         shapes = self.module.shapes(example[0], mesh=self.mesh)
-        self._plan([s.params for s in shapes], shapes)
+        self._cut([s.params for s in shapes], shapes)
         if self.module.loss_fn is None or example[1] is None:
             return jax.ShapeDtypeStruct((), jnp.float32)
         return self.module.loss_shapes(shapes[-1].outputs, avals(example[1]), self.mesh)[0]
@@ -206,13 +210,19 @@ class Pipeline:
         """
         return LayerwiseTransformation.of(tx, lambda: self.layout, self.mesh)
 
-    def traceable_value_and_grad(
-        self, params: Params, inputs: Tree, labels: Tree, key: jax.Array | None
-    ) -> tuple[jax.Array, Params]:
+    def plan(self, batch: Batch, key: Key | None = None) -> TrainPlan:
+        """What a training step on such a batch will do, from shapes alone; `print` shows it.
+
+        Args:
+          batch: (inputs, labels), arrays or ShapeDtypeStruct, leaves [M, B, ...].
+          key: as for `value_and_grad`, or its abstract value.
+        """
+        return TrainPlan(self.layout, self.mesh, self.program, self.remat, batch, key)
+
+    def traceable_step(self, params: Params, inputs: Tree, labels: Tree, key: Key | None) -> StepResult:
         """`value_and_grad` without its checks and its own jit, for use inside a larger compiled step."""
-        return _train.value_and_grad(
-            self.layout, self.mesh, self.program, self.remat, params, inputs, labels, key, poison=self._poison
-        )
+        batch = inputs, labels
+        return _value_and_grad(self.plan(batch, key), params, batch, key, poison=self._poison)
 
     # --------------------------------------------------------------------------------------------------- evaluation
 
@@ -252,28 +262,25 @@ class Pipeline:
           in order, on the devices of the last rank and sharded over its data ranks (inside a caller's `jit`, on all of
           them).
         """
-        options = options_of(return_logits, compute_loss, reduce_output, bcast_loss, return_metrics, spread_loss)
+        options = Options.of(
+            return_logits=return_logits,
+            compute_loss=compute_loss,
+            reduce_output=reduce_output,
+            bcast_loss=bcast_loss,
+            return_metrics=return_metrics,
+            spread_loss=spread_loss,
+        )
         batch = self._checked_eval(batch, num_micro_batches, options, any_rows=True)
         check_params(self.layout, params)
-        return answer(self.evaluator.run(params, [batch], options), options)
+        return self.evaluator.run(params, [batch], options).answer(options)
 
     def lower_eval(self, params: Params, batch: Batch, **options: Any) -> jax.stages.Lowered:
         """The evaluation program, lowered; options as for `evaluate`."""
-        defaults = {
-            "return_logits": False,
-            "compute_loss": True,
-            "reduce_output": "avg",
-            "num_micro_batches": None,
-            "bcast_loss": True,
-            "return_metrics": False,
-            "spread_loss": None,
-        }
-        unknown = sorted(set(options) - set(defaults))
-        if unknown:
-            raise ConfigError(f"lower_eval got the options {unknown}; it knows {sorted(defaults)}.")
-        arguments = {**defaults, **options}
-        num_micro_batches = arguments.pop("num_micro_batches")
-        chosen = options_of(**arguments)
+        known = inspect.signature(self.evaluate).parameters.keys() - {"params", "batch"}
+        if unknown := sorted(options.keys() - known):
+            raise ConfigError(f"lower_eval got the options {unknown}; it knows {sorted(known)}.")
+        num_micro_batches = options.pop("num_micro_batches", None)
+        chosen = Options.of(**options)
         batch = self._checked_eval(batch, num_micro_batches, chosen)
         return self.evaluator.lower(self._placed(params), batch, chosen)
 

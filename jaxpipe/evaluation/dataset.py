@@ -1,6 +1,7 @@
 """Whole data sets: batch after batch, the next one under way to the devices while one is running."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxpipe.data.place import put
 from jaxpipe.data.pull import check_for_evaluation, pull, take
 from jaxpipe.errors import DataError
 from jaxpipe.evaluation.evaluator import Evaluator
-from jaxpipe.executor.evaluate import Options
+from jaxpipe.executor.options import Found, Options
 from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
 from jaxpipe.monitor.late import Late
@@ -74,20 +75,20 @@ def evaluate(
     """The loss and the metrics over all batches, as plain floats (arrays where a metric is one)."""
     sums: Sums | None = None
     rows: dict[str, list[np.ndarray]] = {}
-    pending = Late[Any]()
+    pending = Late[Found]()
 
     def fetch(most: int) -> None:
         nonlocal sums
         for found in map(jax.device_get, pending.beyond(most)):
             sums = _wide(found) if sums is None else _plus(sums, _wide(found))
-            for name, values in found["rows"].items():
+            for name, values in found.rows.items():
                 rows.setdefault(name, []).append(values)
             progress.update(_loss(sums))
 
     with progress:
         for groups in source:
             found = evaluator.run(params, groups, options)
-            pending.add({name: found[name] for name in ("loss", "metrics", "rows")})
+            pending.add(replace(found, outputs=None))
             fetch(IN_FLIGHT)
         fetch(0)
     if sums is None:
@@ -103,7 +104,7 @@ def evaluate(
     return result | {name: np.concatenate(parts) for name, parts in rows.items()}
 
 
-def _wide(found: dict[str, Any]) -> Sums:
+def _wide(found: Found) -> Sums:
     """Sums of one batch, in types that lose nothing over a long data set."""
 
     def one(leaf: Any) -> Any:
@@ -112,8 +113,8 @@ def _wide(found: dict[str, Any]) -> Sums:
             return np.asarray(leaf, np.complex128)
         return np.asarray(leaf, np.int64 if np.issubdtype(dtype, np.integer) else np.float64)
 
-    loss = None if found["loss"] is None else tuple(a.sum(dtype=np.float64) for a in found["loss"])
-    return jax.tree.map(one, (loss, found["metrics"]))
+    loss = None if found.loss is None else tuple(a.sum(dtype=np.float64) for a in found.loss)
+    return jax.tree.map(one, (loss, found.metrics))
 
 
 def _plus(a: Sums, b: Sums) -> Sums:
@@ -138,7 +139,7 @@ def predict(
     try:
         for groups in source:
             for group in groups:
-                pending.add(evaluator.run(params(), [group], options)["outputs"])
+                pending.add(evaluator.run(params(), [group], options).outputs)
                 yield from pending.beyond(1)
     except Exception:  # of the data: what was computed before comes first
         yield from pending.beyond(0)

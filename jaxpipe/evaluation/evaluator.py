@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,10 +10,10 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe import schedules
-from jaxpipe.errors import ConfigError
 from jaxpipe.evaluation import ragged
-from jaxpipe.executor import evaluate as _evaluate
-from jaxpipe.executor.evaluate import Options
+from jaxpipe.executor.eval_plan import EvalPlan
+from jaxpipe.executor.evaluate import evaluate
+from jaxpipe.executor.options import Found, Options
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import data_size, pipe_size, rank_mesh
@@ -22,7 +22,6 @@ from jaxpipe.model.shapes import avals
 from jaxpipe.types import Batch, Params, Tree
 
 P = PartitionSpec
-Found = dict[str, Any]
 
 
 class Evaluator:
@@ -37,9 +36,10 @@ class Evaluator:
         self._layout, self.mesh = layout, mesh
         self._jitted = jax.jit(self._traceable, static_argnames="options")
 
-    def _traceable(self, params: Params, inputs: Tree, labels: Tree, real: Any, options: Options) -> Found:
+    def _traceable(self, params: Params, inputs: Tree, labels: Tree, real: jax.Array | None, options: Options) -> Found:
         program = _forward_program(pipe_size(self.mesh), jax.tree.leaves(inputs)[0].shape[0])
-        return _evaluate.evaluate(self._layout(), self.mesh, program, params, inputs, labels, real, options)
+        plan = EvalPlan(self._layout(), self.mesh, program, (inputs, labels), options)
+        return evaluate(plan, params, (inputs, labels), real)
 
     def lower(self, params: Params, batch: Batch, options: Options) -> jax.stages.Lowered:
         """The program, lowered."""
@@ -54,24 +54,24 @@ class Evaluator:
             over the data ranks.
 
         Returns:
-          "loss" and "metrics", "outputs" with leaves [M, B, ...] (the largest B; rows that are not there are zeros), and
-          "rows" {name: [all rows, ...]}. With `options.raw` loss and metrics are sums, to be joined with others.
+          What was found for all of them, `outputs` with leaves [M, B, ...] (the largest B; rows that are not there are
+          zeros) and `rows` {name: [all rows, ...]}. With `options.raw` loss and metrics are sums, to be joined with others.
         """
         pieces = ragged.cut(groups, data_size(self.mesh))
         if len(pieces) == 1 and pieces[0].real is None:
             found = self._once(params, pieces[0], options)
-            found["rows"] = {name: ragged.flat(a) for name, a in found["rows"].items()}
-            return found
-        return ragged.join(pieces, [self._once(params, piece, ragged.raw(options)) for piece in pieces], options)
+            return replace(found, rows={name: ragged.flat(a) for name, a in found.rows.items()})
+        raw = replace(options, raw=True)
+        return ragged.join(pieces, [self._once(params, piece, raw) for piece in pieces], options)
 
     def _once(self, params: Params, piece: ragged.Piece, options: Options) -> Found:
         found = self._jitted(params, piece.inputs, piece.labels, piece.real, options=options)
+        loss, metrics = found.loss, found.metrics
         if not options.broadcast:
-            sums = found["loss"], found["metrics"]
-            found["loss"], found["metrics"] = jax.tree.map(lambda a: a[0], self._last_rank(sums, 1))
+            loss, metrics = jax.tree.map(lambda a: a[0], self._last_rank((loss, metrics), 1))
         count = jax.tree.leaves(piece.inputs)[0].shape[0]
-        found["outputs"], found["rows"] = self._last_rank((found["outputs"], found["rows"]), count)
-        return found
+        outputs, rows = self._last_rank((found.outputs, found.rows), count)
+        return Found(loss, metrics, outputs, rows)
 
     def _last_rank(self, tree: Tree, length: int) -> Tree:
         """The part of leaves [S * length, ...] that the last rank holds: taken where it lies, nothing moves."""
@@ -88,52 +88,6 @@ class Evaluator:
             return jax.make_array_from_single_device_arrays(shape, sharding, parts, dtype=leaf.dtype)
 
         return jax.tree.map(one, tree)
-
-
-def options_of(
-    return_logits: bool,
-    compute_loss: bool,
-    reduce_output: str | None,
-    bcast_loss: bool,
-    return_metrics: bool = False,
-    spread_loss: bool | None = None,
-) -> Options:
-    """The options of a program from the arguments of a call.
-
-    Raises:
-      ConfigError: an unknown reduction, or arguments that contradict each other.
-    """
-    flags = {"return_logits": return_logits, "compute_loss": compute_loss, "bcast_loss": bcast_loss}
-    for name, value in {**flags, "return_metrics": return_metrics}.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}={value!r}: it is True or False.")
-    if reduce_output not in _evaluate.REDUCTIONS:
-        raise ConfigError(f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).')
-    if return_metrics and not compute_loss:
-        raise ConfigError("return_metrics=True needs compute_loss=True: loss_fn returns the metrics beside the loss.")
-    if not isinstance(spread_loss, bool | None):
-        raise ConfigError(f"spread_loss={spread_loss!r}: it is True, False, or None to let jaxpipe decide.")
-    if spread_loss and (return_logits or not compute_loss or not bcast_loss):
-        raise ConfigError(
-            "spread_loss=True shares the work of the last layers and the loss among all ranks: that needs bcast_loss=True "
-            "and no outputs (return_logits=False, compute_loss=True)."
-        )
-    return Options(
-        outputs=return_logits or not compute_loss,
-        loss=compute_loss,
-        metrics=return_metrics,
-        reduce_output=reduce_output if compute_loss else None,
-        broadcast=bcast_loss or not compute_loss,
-        spread=spread_loss,
-    )
-
-
-def answer(found: Found, options: Options) -> Any:
-    """What a call returns: `loss`, `(loss, outputs)` or `outputs`, and the metrics behind it if they were asked for."""
-    parts = [found["loss"]] if options.loss else []
-    parts += [found["outputs"]] if options.outputs else []
-    parts += [{**found["metrics"], **found["rows"]}] if options.metrics else []
-    return parts[0] if len(parts) == 1 else tuple(parts)
 
 
 @functools.lru_cache(maxsize=128)

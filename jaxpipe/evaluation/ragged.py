@@ -7,7 +7,7 @@ repeat one and do not count.
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,12 +16,10 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxpipe.errors import DataError
-from jaxpipe.executor.evaluate import Options
+from jaxpipe.executor.options import Found, Options
 from jaxpipe.executor.tally import loss_of
 from jaxpipe.model.shapes import describe
 from jaxpipe.types import Batch, Tree
-
-Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,11 +78,6 @@ def _rows(batch: Batch, rows: np.ndarray) -> Batch:
     return jax.tree.map(one, batch)
 
 
-def raw(options: Options) -> Options:
-    """The options of a piece: sums that can be joined."""
-    return replace(options, raw=True)
-
-
 @dataclass(frozen=True)
 class _Place:
     """Where a piece lies in the whole: micro-batches `first` to `first + count`, rows `row` to `row + rows`."""
@@ -98,9 +91,9 @@ class _Place:
 def join(pieces: Sequence[Piece], found: Sequence[Found], options: Options) -> Found:
     """The results of a whole from those of its pieces."""
     places = tuple(_Place(p.micro_batch, jax.tree.leaves(p.inputs)[0].shape[0], p.row, p.rows) for p in pieces)
-    loss, metrics = _join_sums([(f["loss"], f["metrics"]) for f in found], places, options)
-    outputs, rows = _join_kept([(f["outputs"], f["rows"]) for f in found], places)
-    return {"loss": loss, "metrics": metrics, "outputs": outputs, "rows": rows}
+    loss, metrics = _join_sums([(f.loss, f.metrics) for f in found], places, options)
+    outputs, rows = _join_kept([(f.outputs, f.rows) for f in found], places)
+    return Found(loss, metrics, outputs, rows)
 
 
 def flat(leaf: jax.Array) -> jax.Array:

@@ -14,8 +14,9 @@ passes a barrier together with its count: XLA would otherwise see that the work 
 out of the loop, into every tick of every rank.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,191 +24,204 @@ import numpy as np
 
 from jaxpipe.executor.store import blank
 from jaxpipe.executor.wire import Wire
-from jaxpipe.lowering.channels import BACKWARD, FORWARD
+from jaxpipe.lowering.period import Loop
 from jaxpipe.lowering.program import Cell, Program
+from jaxpipe.lowering.rows import Columns, Now
 from jaxpipe.mesh import PIPE
 
-State = dict[str, Any]
+# What the branches read and change: a dataclass that is a pytree.
+Carry = TypeVar("Carry", bound=Any)
+Changed = TypeVar("Changed")
+# What has arrived and what is sent, by kind of value: `Y` or `DX`.
 Inbox = dict[str, Wire]
 
 
-class Now(NamedTuple):
-    """The row of this tick and rank, as traced integers (slots of -1 mean none)."""
+class Branch(NamedTuple, Generic[Carry]):
+    """What a rank may do in a tick.
 
-    micro_batch: jax.Array
-    saved: jax.Array
-    read: jax.Array
+    Attributes:
+      run: `run(carry, inbox, now) -> (carry, what is sent)`.
+      changes: the fields of the carry that it changes. Only these go through the branch's loop.
+    """
+
+    run: Callable[[Carry, Inbox, Now], tuple[Carry, Inbox]]
+    changes: tuple[str, ...]
 
 
-# branch(state, inbox, now) -> (the entries of the state that it changes, {direction: wire}), and the names of those entries
-Branch = tuple[Callable[[State, Inbox, Now], tuple[State, Inbox]], Sequence[str]]
-
-
-class Pause(NamedTuple):
+class Pause(NamedTuple, Generic[Carry]):
     """Something that all ranks do at once between ticks, for programs whose loop has one tick in its body.
 
-    After `first` + `every` ticks, then after every `every` ticks, and after the last one: `run(turn, state) -> state`,
+    After `first` + `every` ticks, then after every `every` ticks, and after the last one: `run(turn, carry) -> carry`,
     turns counted from 0. The program has more than `first` ticks.
     """
 
     first: int
     every: int
-    run: Callable[[jax.Array, State], State]
+    run: Callable[[jax.Array, Carry], Carry]
 
 
-class Wires(NamedTuple):
-    """Shapes of what is permuted in each direction."""
+@dataclass(frozen=True)
+class Mail:
+    """What travels in a program: how arrivals are kept, and how they are read.
 
-    forward: Sequence[jax.ShapeDtypeStruct]
-    backward: Sequence[jax.ShapeDtypeStruct]
+    Attributes:
+      wires: per kind of value, the shapes of a message.
+      poison: fill what nothing was written to with NaN instead of zeros.
+    """
+
+    program: Program
+    wires: Mapping[str, Sequence[jax.ShapeDtypeStruct]]
+    poison: bool = False
+
+    def is_direct(self, value: str) -> bool:
+        """With one slot and no permute between arrival and use, what arrives is used as it is, without a copy."""
+        return self.program.inboxes[value] == 1 and value in self.program.direct
+
+    def empty_inbox(self) -> Inbox:
+        """The arrival slots before the first tick."""
+        return {
+            value: self._blank(value, () if self.is_direct(value) else (size,))
+            for value, size in self.program.inboxes.items()
+        }
+
+    def blank(self, value: str) -> Wire:
+        """A message that nothing was written to."""
+        return self._blank(value, ())
+
+    def _blank(self, value: str, lead: tuple[int, ...]) -> Wire:
+        return [blank((*lead, *spec.shape), spec.dtype, self.poison) for spec in self.wires[value]]
+
+    def put(self, inbox: Inbox, value: str, slot: jax.Array, wire: Wire) -> Inbox:
+        """Stores an arrival; slot -1 leaves everything as it is. (`where` on the row, so that XLA updates in place.)"""
+        if self.is_direct(value):
+            return {**inbox, value: wire}
+        at = jnp.maximum(slot, 0)
+        old = zip(inbox[value], wire, strict=True)
+        return {**inbox, value: [kept.at[at].set(jnp.where(slot >= 0, new, kept[at])) for kept, new in old]}
+
+    def read(self, inbox: Inbox, value: str, now: Now) -> Wire:
+        """The message of that kind which the present op reads."""
+        if self.is_direct(value):
+            return inbox[value]
+        return [leaf[now.read] for leaf in inbox[value]]
 
 
 def run(
-    program: Program,
+    mail: Mail,
     rank: jax.Array,
-    branch_of: Callable[[str, int], Branch],
+    branch_of: Callable[[str, int], Branch[Carry]],
     program_ids: Sequence[int],
-    state: State,
-    wires: Wires,
-    *,
-    poison: bool = False,
-    pause: Pause | None = None,
-) -> State:
+    carry: Carry,
+    pause: Pause[Carry] | None = None,
+) -> Carry:
     """Runs a program inside `shard_map`.
 
     Args:
-      rank: this device's coordinate on the pipe axis.
+      mail: the program, and what travels in it.
+      rank: this device's coordinate on the pipe axis, int32 [].
       branch_of: the branch of (kind of op, stage program).
       program_ids: per stage, the stage program it runs.
-      state: what the branches read and change, by name.
-      wires: shapes of the messages.
-      poison: fill buffers and messages that nothing was written to with NaN instead of zeros.
+      carry: what the branches read and change.
       pause: interrupts the ticks.
     """
-    sizes = {FORWARD: program.forward_slots, BACKWARD: program.backward_slots}
-    specs = {FORWARD: wires.forward, BACKWARD: wires.backward}
-    directions = [d for d in (FORWARD, BACKWARD) if sizes[d]]
-    # With one slot and no permute between arrival and use, what arrives is used as it is, without a copy.
-    direct = {d: sizes[d] == 1 and program.is_direct(d) for d in directions}
-    inbox: Inbox = {
-        d: [blank(s.shape if direct[d] else (sizes[d], *s.shape), s.dtype, poison) for s in specs[d]]
-        for d in directions
-    }
-
+    program = mail.program
+    columns = Columns.of(program)
+    state = carry, mail.empty_inbox()
     for loop in program.loops:
-        phases = [_Phase(program, loop, phase, branch_of, program_ids) for phase in range(loop.period)]
+        phases = [_Phase(mail, columns, loop, number, branch_of, program_ids) for number in range(loop.period)]
+        # One row after the other: [iterations, phases, ranks, columns], flat, so that a tick reads one contiguous piece.
         table = jnp.asarray(np.stack([phase.table for phase in phases], axis=1).reshape(-1))
-        shape = (loop.num_iterations, loop.period, program.num_ranks, _Phase.COLUMNS)
 
-        def body(iteration: jax.Array, carry: Any, phases: Any = phases, table: Any = table, shape: Any = shape) -> Any:
-            state, inbox = carry
+        def body(iteration: jax.Array, state: Any, phases: Any = phases, table: jax.Array = table) -> Any:
+            carry, inbox = state
             turn = jnp.int32(0)
-            for phase in phases:
-                start = ((iteration * shape[1] + phase.number) * shape[2] + rank) * shape[3]
-                row = jax.lax.dynamic_slice_in_dim(table, start, shape[3])
-                now = Now(row[1], row[2], row[3])
-                state, outbox, turn = phase.run(state, inbox, now, row[0], turn, specs, directions, poison)
-                arrive = {FORWARD: row[4], BACKWARD: row[5]}
-                inbox = dict(inbox)
-                for direction, wire in outbox.items():
-                    moved = [jax.lax.ppermute(leaf, PIPE, phase.edges[direction]) for leaf in wire]
-                    inbox[direction] = moved if direct[direction] else _put(inbox[direction], arrive[direction], moved)
-            return state, inbox
+            for number, phase in enumerate(phases):
+                start = ((iteration * len(phases) + number) * program.num_ranks + rank) * len(columns)
+                row = jax.lax.dynamic_slice_in_dim(table, start, len(columns))
+                carry, inbox, turn = phase.run(carry, inbox, row, turn)
+            return carry, inbox
 
         # Not a scan: an array of iteration numbers would be the one buffer that grows with the number of micro-batches.
         if pause is None:
-            state, inbox = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, (state, inbox))
+            state = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, state)
         else:
             assert loop.period == 1 and len(program.loops) == 1
-            state, inbox = _run_with_pauses(body, loop.num_iterations, pause, (state, inbox))
-    return state
+            state = _run_with_pauses(body, loop.num_iterations, pause, state)
+    return state[0]
 
 
-def _run_with_pauses(body: Any, num_ticks: int, pause: Pause, carry: tuple[State, Inbox]) -> tuple[State, Inbox]:
-    def one_round(turn: jax.Array, carry: tuple[State, Inbox]) -> tuple[State, Inbox]:
+def _run_with_pauses(body: Any, num_ticks: int, pause: Pause[Carry], state: tuple[Carry, Inbox]) -> tuple[Carry, Inbox]:
+    def one_round(turn: jax.Array, state: tuple[Carry, Inbox]) -> tuple[Carry, Inbox]:
         stop = pause.first + (turn + 1) * pause.every
         start = jnp.where(turn == 0, 0, stop - pause.every)  # the first round has the first ticks as well
-        state, inbox = jax.lax.fori_loop(start, jnp.minimum(stop, num_ticks), body, carry)
-        return pause.run(turn, state), inbox
+        carry, inbox = jax.lax.fori_loop(start, jnp.minimum(stop, num_ticks), body, state)
+        return pause.run(turn, carry), inbox
 
     rounds = -((pause.first - num_ticks) // pause.every)
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(rounds), one_round, carry)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(rounds), one_round, state)
 
 
-def run_if(wanted: jax.Array, function: Callable[..., State], changed: State, *operands: Any) -> State:
+def run_if(wanted: jax.Array, function: Callable[..., Changed], changed: Changed, *operands: Any) -> Changed:
     """`function(changed, *operands)` if `wanted`, else `changed`; a loop of no or one iteration, like every branch here."""
 
-    def once(carry: Any) -> Any:
-        ran, changed = carry
+    def once(state: Any) -> Any:
+        ran, changed = state
         ran, here = jax.lax.optimization_barrier((ran, operands))
         return ran + 1, function(changed, *here)
 
     times = wanted.astype(jnp.int32)
-    return jax.lax.while_loop(lambda carry: carry[0] < times, once, (jnp.int32(0), changed))[1]
+    return jax.lax.while_loop(lambda state: state[0] < times, once, (jnp.int32(0), changed))[1]
 
 
 class _Phase:
-    """One of the ticks in the body of a loop: its table, its branches, its edges."""
+    """One of the ticks in the body of a loop: its table [iterations, ranks, columns], its branches, its permutes."""
 
-    COLUMNS = 6
-
-    def __init__(self, program: Program, loop: Any, number: int, branch_of: Any, program_ids: Sequence[int]):
-        self.number = number
-        self.edges = {d: edges for d in (FORWARD, BACKWARD) if (edges := program.phase_edges(loop, number, d))}
+    def __init__(
+        self,
+        mail: Mail,
+        columns: Columns,
+        loop: Loop,
+        number: int,
+        branch_of: Callable[[str, int], Branch[Any]],
+        program_ids: Sequence[int],
+    ):
+        program = mail.program
+        self.mail, self.columns = mail, columns
+        every = enumerate(program.channels)
+        self.permutes = [(n, c.value, edges) for n, c in every if (edges := program.phase_edges(loop, number, n))]
         used = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
         self.branches = [branch_of(kind, program_id) for kind, program_id in used]
-        self.table = np.zeros((loop.num_iterations, program.num_ranks, self.COLUMNS), np.int32)
+
+        def row(cell: Cell) -> list[int]:
+            branch = 0 if cell.stage < 0 else 1 + used.index((cell.kind, program_ids[cell.stage]))
+            return columns.encode(cell, branch)
+
+        self.table = np.zeros((loop.num_iterations, program.num_ranks, len(columns)), np.int32)
+        self.table[:] = row(Cell())  # the last iteration may run past the ticks of the loop
         for iteration, tick in enumerate(loop.phase_ticks(number)):
-            for rank, cell in enumerate(program.cells[tick]):
-                self.table[iteration, rank] = _row(cell, used, program_ids)
-        for iteration in range(len(loop.phase_ticks(number)), loop.num_iterations):
-            self.table[iteration] = _row(Cell(), used, program_ids)
+            self.table[iteration] = [row(cell) for cell in program.cells[tick]]
 
-    def run(
-        self,
-        state: State,
-        inbox: Inbox,
-        now: Now,
-        branch: jax.Array,
-        turn: jax.Array,
-        specs: Any,
-        directions: Any,
-        poison: bool,
-    ) -> tuple[State, Inbox, jax.Array]:
-        out = [d for d in directions if d in self.edges]
-        outbox = {d: [blank(s.shape, s.dtype, poison) for s in specs[d]] for d in out}
-        for number, (function, changes) in enumerate(self.branches, start=1):
+    def run(self, carry: Any, inbox: Inbox, row: jax.Array, turn: jax.Array) -> tuple[Any, Inbox, jax.Array]:
+        """Runs the branch of this row, if it has one, then all permutes of the phase."""
+        decoded = self.columns.decode(row)
+        sent = {value: self.mail.blank(value) for value in dict.fromkeys(value for _, value, _ in self.permutes)}
+        for number, branch in enumerate(self.branches, start=1):
 
-            def once(carry: Any, function: Any = function, state: State = state) -> Any:
-                ran, changed, outbox = carry
-                ran, arrived, here = jax.lax.optimization_barrier((ran, inbox, now))
-                changed, sent = function({**state, **changed}, arrived, here)
-                return ran + 1, changed, {d: sent.get(d, outbox[d]) for d in out}
+            def once(state: Any, branch: Branch[Any] = branch, carry: Any = carry) -> Any:
+                ran, changed, outbox = state
+                ran, arrived, here = jax.lax.optimization_barrier((ran, inbox, row))
+                after, sent = branch.run(replace(carry, **changed), arrived, self.columns.decode(here).now)
+                outbox = {value: sent.get(value, wire) for value, wire in outbox.items()}
+                return ran + 1, {name: getattr(after, name) for name in changed}, outbox
 
             # `turn` is 0 or 1, which XLA cannot know: the condition only ties this loop to the one before.
-            times = jnp.where(turn <= 1, (branch == number).astype(jnp.int32), 0)
-            changed = {name: state[name] for name in changes}
-            turn, changed, outbox = jax.lax.while_loop(
-                lambda carry, times=times: carry[0] < times, once, (jnp.int32(0), changed, outbox)
+            times = jnp.where(turn <= 1, (decoded.branch == number).astype(jnp.int32), 0)
+            changed = {name: getattr(carry, name) for name in branch.changes}
+            turn, changed, sent = jax.lax.while_loop(
+                lambda state, times=times: state[0] < times, once, (jnp.int32(0), changed, sent)
             )
-            state = {**state, **changed}
-        return state, outbox, turn
-
-
-def _row(cell: Cell, used: list[tuple[str, int]], program_ids: Sequence[int]) -> list[int]:
-    branch = 0 if cell.stage < 0 else 1 + used.index((cell.kind, program_ids[cell.stage]))
-    return [branch, cell.micro_batch, cell.saved, cell.read, cell.arrive_forward, cell.arrive_backward]
-
-
-def _put(slots: Wire, slot: jax.Array, wire: Wire) -> Wire:
-    """Stores an arrival; slot -1 leaves everything as it is. (`where` on the row, so that XLA updates in place.)"""
-    at = jnp.maximum(slot, 0)
-    return [old.at[at].set(jnp.where(slot >= 0, new, old[at])) for old, new in zip(slots, wire, strict=True)]
-
-
-def message(program: Program, inbox: Inbox, direction: str, now: Now) -> Wire:
-    """The message that the current op reads."""
-    size = program.forward_slots if direction == FORWARD else program.backward_slots
-    if size == 1 and program.is_direct(direction):
-        return inbox[direction]
-    return [leaf[now.read] for leaf in inbox[direction]]
+            carry = replace(carry, **changed)
+        for channel, value, edges in self.permutes:
+            moved = [jax.lax.ppermute(leaf, PIPE, edges) for leaf in sent[value]]
+            inbox = self.mail.put(inbox, value, decoded.arrive[channel], moved)
+        return carry, inbox, turn

@@ -1,7 +1,7 @@
-"""Every collective outside the loop: gathering shared params before it, reducing losses and gradients after it.
+"""Reductions outside of the loop: sums of losses, metrics and gradients, once per step.
 
-Losses and gradients are reduced here, once per step, and never inside a differentiated function: with unchecked varying
-axes the transpose of a psum multiplies gradients by the size of the axis.
+They are never inside a differentiated function: with unchecked varying axes the transpose of a psum multiplies gradients
+by the size of the axis.
 """
 
 import itertools
@@ -12,12 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxpipe.executor.unit import split_inexact
-from jaxpipe.mesh import DATA, PIPE, pipe_size
-from jaxpipe.model.layout import Layout
-from jaxpipe.model.shapes import aval, is_inexact
+from jaxpipe.mesh import PIPE, pipe_size
+from jaxpipe.model.shapes import aval
 from jaxpipe.model.values import raw, typed
-from jaxpipe.types import Params, Tree
+from jaxpipe.types import Tree
 
 
 def over(mesh: Mesh, *axes: str) -> tuple[str, ...]:
@@ -70,43 +68,3 @@ def deal(tree: Tree, mesh: Mesh) -> Tree:
         return typed(dealt, aval(leaf))
 
     return jax.tree.map(one, tree) if pipe_size(mesh) > 1 else jax.tree.map(lambda a: a[0], tree)
-
-
-def assemble(layout: Layout, params: Params) -> Params:
-    """A rank's params, from its part of the stored ones: its row of each stack, and all of each shared layer."""
-
-    def gather(leaf: jax.Array, dim: int) -> jax.Array:
-        return jax.lax.all_gather(leaf, PIPE, axis=dim, tiled=True) if dim >= 0 else leaf
-
-    return {
-        "stacked": {name: jax.tree.map(lambda a: a[0], params["stacked"][name]) for name in layout.stacks},
-        "shared": {n: jax.tree.map(gather, params["shared"][n], s.split) for n, s in layout.shared.items()},
-    }
-
-
-def disassemble(layout: Layout, mesh: Mesh, grads: Params, counted: jax.Array | None = None) -> Params:
-    """The transpose of `assemble`: sums a rank's gradients over data ranks, and those of shared layers over ranks too
-    (which is what tied weights need).
-
-    Args:
-      counted: if false, all gradients are zeros, whatever they were (zero times infinity, say); None: as they are.
-    """
-
-    def scatter(leaf: jax.Array, dim: int) -> jax.Array:
-        if pipe_size(mesh) == 1:
-            return leaf
-        if not is_inexact(leaf):  # no gradient: zeros, like the accumulator they come from
-            return jax.lax.slice_in_dim(leaf, 0, leaf.shape[dim] // pipe_size(mesh), axis=dim) if dim >= 0 else leaf
-        if dim < 0:
-            return jax.lax.psum(leaf, PIPE)
-        return jax.lax.psum_scatter(leaf, PIPE, scatter_dimension=dim, tiled=True)
-
-    stored = {
-        "stacked": {name: jax.tree.map(lambda a: a[None], grads["stacked"][name]) for name in layout.stacks},
-        "shared": {n: jax.tree.map(scatter, grads["shared"][n], s.split) for n, s in layout.shared.items()},
-    }
-    leaves, rebuild = split_inexact(stored)
-    leaves = total(leaves, mesh, DATA)
-    if counted is not None:
-        leaves = [jnp.where(counted, leaf, jnp.zeros_like(leaf)) for leaf in leaves]
-    return jax.tree.map(lambda g, a: g.astype(a.dtype), rebuild(leaves), layout.shapes())

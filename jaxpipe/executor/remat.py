@@ -1,19 +1,91 @@
-"""Rematerialisation: what the forward pass keeps for the backward pass."""
+"""Rematerialisation: how a stage is cut into units, and what each of them keeps for its backward.
+
+A mode takes the parts of a stage and gives groups, one after the other: the parts of a unit, how often the unit repeats
+on the next layers of the stack, and how to make it.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 
 from jaxpipe.checks import as_count, did_you_mean, show
 from jaxpipe.errors import ConfigError
+from jaxpipe.executor.unit import Keep, Recompute, Unit
+from jaxpipe.model.stages import Part
 
 MODES = ("none", "layer", "stage")
+# What `Pipeline(remat=...)` takes: a mode, an interval of layers, or a policy of `jax.checkpoint`.
+RematOption: TypeAlias = str | int | Callable[..., Any]
 
 
-def check_remat(remat: Any) -> str | int | Callable[..., Any]:
+class Group(NamedTuple):
+    """A unit in the making, and how often it repeats."""
+
+    parts: tuple[Part, ...]
+    repeats: int
+    make: Callable[..., Unit]
+
+
+class Remat(Protocol):
+    """A rematerialisation mode."""
+
+    def groups(self, parts: Sequence[Part]) -> list[Group]:
+        """The parts of a stage, grouped."""
+        ...
+
+
+@dataclass(frozen=True)
+class EveryLayer:
+    """A unit per layer."""
+
+    make: Callable[..., Unit]
+
+    def groups(self, parts: Sequence[Part]) -> list[Group]:
+        return [Group((replace(part, count=1),), part.count, self.make) for part in parts]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A unit of `length` like layers, as often as they fill one, and one of the layers that are left over."""
+
+    length: int
+
+    def groups(self, parts: Sequence[Part]) -> list[Group]:
+        found: list[Group] = []
+        for part in parts:
+            whole, rest = divmod(part.count, self.length)
+            if whole:
+                found.append(Group((replace(part, count=self.length),), whole, Recompute))
+            if rest:
+                done = whole * self.length
+                left = replace(part, count=rest, offset=part.offset + done, slot=part.slot + done)
+                found.append(Group((left,), 1, Recompute))
+        return found
+
+
+class WholeStage:
+    """One unit."""
+
+    def groups(self, parts: Sequence[Part]) -> list[Group]:
+        return [Group(tuple(parts), 1, Recompute)] if parts else []
+
+
+def mode(remat: RematOption) -> Remat:
+    """The mode that `Pipeline(remat=...)` names (one that has passed `check_remat`)."""
+    if remat == "stage":
+        return WholeStage()
+    if isinstance(remat, int):
+        return Interval(remat)
+    if isinstance(remat, str):
+        return EveryLayer({"layer": Recompute, "none": Keep}[remat])
+    return EveryLayer(functools.partial(Keep, policy=remat))
+
+
+def check_remat(remat: Any) -> RematOption:
     """`remat`, a NumPy integer made an int; raises ConfigError unless it is one of the rematerialisation modes."""
     if isinstance(remat, str) and remat in MODES:
         return remat

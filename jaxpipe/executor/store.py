@@ -29,7 +29,7 @@ class Entry:
 
 
 class Store:
-    """Plans the buffers; the stage programs take their entries from it one after the other."""
+    """Plans the buffers. Each stage program takes its entries from a cursor of its own."""
 
     def __init__(self):
         self._avals: dict[str, jax.ShapeDtypeStruct] = {}
@@ -39,15 +39,26 @@ class Store:
         """A fresh allocation for one stage program; programs of different ranks share the buffers."""
         return Cursor(self)
 
-    def allocate(self, num_slots: int, poison: bool) -> Buffers:
-        """The buffers, filled with zeros, or with NaN if `poison`."""
+    def reserve(self, name: str, aval: jax.ShapeDtypeStruct, entries: int) -> None:
+        """Makes the buffer `name`, of values of this shape, have at least so many entries per slot."""
+        self._avals[name] = aval
+        self._capacity[name] = max(self._capacity[name], entries)
+
+    def avals(self, num_slots: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Abstract values of the buffers."""
         return {
-            name: blank((num_slots, self._capacity[name], *aval.shape), aval.dtype, poison)
+            name: jax.ShapeDtypeStruct((num_slots, self._capacity[name], *aval.shape), aval.dtype)
             for name, aval in self._avals.items()
         }
 
+    def allocate(self, num_slots: int, poison: bool) -> Buffers:
+        """The buffers, filled with zeros, or with NaN if `poison`."""
+        return {name: blank(aval.shape, aval.dtype, poison) for name, aval in self.avals(num_slots).items()}
+
 
 class Cursor:
+    """Gives out the entries of one stage program, one after the other."""
+
     def __init__(self, store: Store):
         self._store = store
         self._used: Counter[str] = Counter()
@@ -55,17 +66,17 @@ class Cursor:
     def take(self, avals: Sequence[jax.ShapeDtypeStruct], repeats: int) -> list[Entry]:
         """Entries for values of these shapes, each made `repeats` times."""
         avals = [raw_aval(aval) for aval in avals]  # a PRNG key is kept as its words
-        names = [_name(aval) for aval in avals]
-        per_repeat = Counter(names)
+        named = [(_name(aval), aval) for aval in avals]
+        per_repeat = Counter(name for name, _ in named)
         seen: Counter[str] = Counter()
-        entries = []
-        for name, aval in zip(names, avals, strict=True):
+        entries: list[Entry] = []
+        for name, _ in named:
             entries.append(Entry(name, self._used[name] + seen[name], per_repeat[name]))
             seen[name] += 1
-            self._store._avals[name] = aval
+        for name, aval in named:
+            self._store.reserve(name, aval, self._used[name] + per_repeat[name] * repeats)
         for name, count in per_repeat.items():
             self._used[name] += count * repeats
-            self._store._capacity[name] = max(self._store._capacity[name], self._used[name])
         return entries
 
 

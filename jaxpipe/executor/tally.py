@@ -1,5 +1,6 @@
 """What an evaluation adds up over micro-batches: the loss, and the metrics beside it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,45 +10,54 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
 from jaxpipe.executor import reduce
+from jaxpipe.executor.options import Options
 from jaxpipe.model.abstract import abstract
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.loss import call, loss_terms, over
 from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
-from jaxpipe.types import LossFn, MetricsFn, Tree
+from jaxpipe.types import Avals, LossFn, Tree
 
-State = dict[str, Any]
-Terms = dict[str, Any]  # {"loss": (total [M], weight [M]) if wanted, "metrics": {name: Joined}}
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sums:
+    """What has been added up.
+
+    Attributes:
+      loss: (total, weight), [M] each, or None if no loss is wanted.
+      metrics: the terms of each metric, by name.
+    """
+
+    loss: tuple[jax.Array, ...] | None
+    metrics: dict[str, tuple[jax.Array, ...]]
 
 
 class Tally:
     """The sums of an evaluation, for one shape of micro-batch.
 
     Args:
-      loss_fn, loss: the loss, and whether to compute it.
-      metrics_fn: more metrics, `metrics_fn(outputs, labels) -> dict`, or None.
-      metrics: whether metrics are wanted.
-      outputs, labels: abstract values of one micro-batch on one data rank; `rows` of it.
-      by_rows: a plain mean loss weighs as many as its rows, so that its terms may be added to those of micro-batches of
-        another size.
+      loss_fn: the module's.
+      options: which of loss and metrics are wanted. With `raw` a plain mean loss weighs as many as its rows, so that its
+        terms may be added to those of micro-batches of another size.
+      outputs, labels: abstract values of one micro-batch on one data rank.
+      rows: how many rows it has there.
+      num_micro_batches: M.
       mesh: whose axes the functions may name.
     """
 
     def __init__(
         self,
         loss_fn: LossFn | None,
-        outputs: Tree,
-        labels: Tree,
+        options: Options,
+        outputs: Avals,
+        labels: Avals,
         *,
         rows: int,
         num_micro_batches: int,
-        loss: bool,
-        metrics: bool,
-        metrics_fn: MetricsFn | None,
-        by_rows: bool,
         mesh: Mesh,
     ):
-        self.loss_fn, self.rows, self.num_micro_batches = loss_fn, rows, num_micro_batches
-        self.loss, self.metrics, self.metrics_fn, self.by_rows = loss, metrics, metrics_fn, by_rows
+        self.loss_fn, self.options, self.rows, self.num_micro_batches = loss_fn, options, rows, num_micro_batches
+        self.mesh = mesh
         self.rules: dict[str, type[Metric]] = {}
         try:
             self._avals: Any = abstract(self._score, outputs, labels, mesh=mesh)
@@ -57,15 +67,15 @@ class Tally:
     def _score(self, outputs: Tree, labels: Tree) -> tuple[Any, dict[str, Any]]:
         """(total, weight) or None, and {name: terms}, of one micro-batch on one data rank."""
         scored, found = None, {}
-        if self.loss:
+        if self.options.loss:
             terms = loss_terms(self.loss_fn, outputs, labels)
-            scale = self.rows if self.by_rows and terms.is_mean else 1
+            scale = self.rows if self.options.raw and terms.is_mean else 1
             scored, found = (terms.total * scale, terms.weight * scale), terms.metrics
-        if not self.metrics:
+        if not self.options.metrics:
             return scored, {}
         made = as_metrics(found)
-        if self.metrics_fn is not None:
-            more = as_metrics(call("metrics", self.metrics_fn, outputs, labels))
+        if self.options.metrics_fn is not None:
+            more = as_metrics(call("metrics", self.options.metrics_fn, outputs, labels))
             if twice := sorted(made.keys() & more.keys()):
                 raise LossError(
                     f"The metrics {twice} come from both loss_fn and metrics=. Rename them in one of the two."
@@ -79,34 +89,28 @@ class Tally:
         """Whether a metric keeps a value per row."""
         return any(rule.join == ROWS for rule in self.rules.values())
 
-    def start(self) -> State:
+    def start(self) -> Sums:
         """The sums of nothing."""
         scored, metrics = self._avals
-        state: State = {}
-        if scored is not None:
-            state["loss"] = tuple(jnp.zeros((self.num_micro_batches,), a.dtype) for a in scored)
-        if metrics:
-            state["metrics"] = {name: self._blank(name, terms) for name, terms in metrics.items()}
-        return state
+        loss = None if scored is None else tuple(jnp.zeros((self.num_micro_batches,), a.dtype) for a in scored)
+        return Sums(loss, {name: self._blank(name, terms) for name, terms in metrics.items()})
 
     def _blank(self, name: str, terms: Any) -> Any:
         lead = (self.num_micro_batches,) if self.rules[name].join == ROWS else ()
         join = self.rules[name].join
         return tuple(jnp.full((*lead, *a.shape), _nothing(join, a.dtype), a.dtype) for a in terms)
 
-    def add(self, state: State, micro_batch: jax.Array, outputs: Tree, labels: Tree, real: jax.Array | None) -> State:
+    def add(self, sums: Sums, micro_batch: jax.Array, outputs: Tree, labels: Tree, real: jax.Array | None) -> Sums:
         """The sums with one more micro-batch; if `real` is false, its rows on this data rank do not count."""
         scored, metrics = self._score(outputs, labels)
-        state = dict(state)
-        if scored is not None:
+        loss = sums.loss
+        if loss is not None:
             each = [_where(real, value, jnp.zeros_like(value)) for value in scored]
-            state["loss"] = tuple(old.at[micro_batch].set(new) for old, new in zip(state["loss"], each, strict=True))
-        if metrics:
-            joined = {}
-            for name, terms in metrics.items():
-                joined[name] = self._joined(name, state["metrics"][name], terms, micro_batch, real)
-            state["metrics"] = joined
-        return state
+            loss = tuple(old.at[micro_batch].set(new) for old, new in zip(loss, each, strict=True))
+        joined = {
+            name: self._joined(name, sums.metrics[name], terms, micro_batch, real) for name, terms in metrics.items()
+        }
+        return Sums(loss, joined)
 
     def _joined(self, name: str, old: Any, new: Any, micro_batch: jax.Array, real: jax.Array | None) -> Any:
         join = self.rules[name].join
@@ -115,27 +119,30 @@ class Tally:
         function = {ADD: jnp.add, LARGER: jnp.maximum, SMALLER: jnp.minimum}[join]
         return tuple(_where(real, function(a, b), a) for a, b in zip(old, new, strict=True))
 
-    def reduced(self, state: State, place: jax.Array, mesh: Any, *axes: str) -> Terms:
-        """Sums over mesh axes, in one reduction; values per row stay where they are.
+    def reduced(self, sums: Sums, place: jax.Array, *axes: str) -> tuple[Any, dict[str, Joined]]:
+        """Loss terms and metrics summed over mesh axes, in one reduction. Values per row stay where they are.
 
         Args:
           place: number of this device among those of the axes.
         """
-        metrics = state.get("metrics", {})
-        sums = {name: terms for name, terms in metrics.items() if self.rules[name].join == ADD}
-        extremes = {name: terms for name, terms in metrics.items() if self.rules[name].join in (LARGER, SMALLER)}
-        loss, sums, each = reduce.joined((state.get("loss"), sums), extremes, place, mesh, *axes)
+        added = {name: terms for name, terms in sums.metrics.items() if self.rules[name].join == ADD}
+        extremes = {name: terms for name, terms in sums.metrics.items() if self.rules[name].join in (LARGER, SMALLER)}
+        loss, found, each = reduce.joined((sums.loss, added), extremes, place, self.mesh, *axes)
         for name, terms in each.items():
             extreme = jnp.max if self.rules[name].join == LARGER else jnp.min
-            sums[name] = tuple(extreme(a, axis=0) for a in terms)
-        found: Terms = {} if loss is None else {"loss": loss}
-        found["metrics"] = {name: Joined(terms, self.rules[name]) for name, terms in sums.items()}
-        return found
+            found[name] = tuple(extreme(a, axis=0) for a in terms)
+        return loss, {name: Joined(terms, self.rules[name]) for name, terms in found.items()}
 
-    def kept_rows(self, state: State) -> dict[str, jax.Array]:
+    def results(self, loss: Any, metrics: dict[str, Joined]) -> tuple[Any, dict[str, Any]]:
+        """Loss and metrics in the form that the options ask for, from what `reduced` gives."""
+        if self.options.raw:
+            return loss, metrics
+        made = None if loss is None else loss_of(loss, self.options.reduce_output)
+        return made, {name: joined.finish() for name, joined in metrics.items()}
+
+    def kept_rows(self, sums: Sums) -> dict[str, jax.Array]:
         """Per metric that keeps a value per row: [M, rows, ...]."""
-        metrics = state.get("metrics", {})
-        return {name: terms[0] for name, terms in metrics.items() if self.rules[name].join == ROWS}
+        return {name: terms[0] for name, terms in sums.metrics.items() if self.rules[name].join == ROWS}
 
 
 def loss_of(terms: tuple[Any, Any], reduce_output: str | None) -> Any:

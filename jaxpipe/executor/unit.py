@@ -1,21 +1,26 @@
-"""A unit of rematerialisation, compiled into two functions: forward (y, saved) and backward (dparams, dx).
+"""A unit of rematerialisation: some parts of a stage, captured as a forward and a backward function.
 
-`jax.vjp` returns a pytree. Its leaves that are params, keys or the unit's input are known again at the backward pass and
-need no storage of their own; the rest is what the forward has to save. With full rematerialisation only the input is.
+What a forward keeps for its backward is decided here. `Recompute` keeps the input of the unit and runs it again.
+`Keep` keeps what the derivative needs, all of it or what a policy says: `jax.vjp` returns a function that is a pytree,
+and those of its leaves that are params, keys or inputs of the unit are known again at the backward and are not kept.
 """
 
+import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
+from jaxpipe.executor.capture import capture
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.stages import Part
 from jaxpipe.model.values import canonical
-from jaxpipe.types import Leaves, Tree
+from jaxpipe.types import Avals, Leaves, Params, Tree
+
+# (those of the inexact leaves of the params, those of the inexact leaves of the input)
+Gradients = tuple[Leaves, Leaves]
 
 
 def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
@@ -32,135 +37,161 @@ def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
     return [leaves[i] for i in chosen], rebuild
 
 
-def cotangents(outputs: Tree, values: Sequence[jax.Array]) -> Tree:
+def run_parts(parts: Sequence[Part], params: Sequence[Params], x: Tree, layer_keys: Sequence[Any], train: bool) -> Tree:
+    """The parts one after the other; `params` and `layer_keys` have one entry per part."""
+    for part, held, key in zip(parts, params, layer_keys, strict=True):
+        x = part.apply(held, x, key, train)
+    return x
+
+
+def repeated(step: Callable[[Any, Any], Any], carry: Any, repeats: int) -> Any:
+    """`carry = step(carry, repeat)` for each repetition, as a scan; a single one is inlined, with a static index."""
+    if repeats == 1:
+        return step(carry, 0)
+    return jax.lax.scan(lambda c, i: (step(c, i), None), carry, jnp.arange(repeats, dtype=jnp.int32))[0]
+
+
+class Unit(abc.ABC):
+    """Some parts of a stage, one after the other, differentiated as one.
+
+    Args:
+      parts: what the unit computes.
+      params, inputs, layer_keys: abstract values of what `forward` will get, params and keys per part.
+
+    Attributes:
+      outputs: abstract values of what it returns.
+      saved: abstract values of what the forward keeps: first the inputs in `saved_inputs`, then what is computed.
+      saved_inputs: which leaves of the input are among that.
+    """
+
+    outputs: Avals
+    saved: list[jax.ShapeDtypeStruct]
+    saved_inputs: list[int]
+
+    def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, layer_keys: Avals):
+        self.parts, self.params = tuple(parts), params
+        self._inputs = [aval(leaf) for leaf in jax.tree.leaves(inputs)]
+
+    @abc.abstractmethod
+    def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
+        """The output, and what is kept of it for the backward (shapes as in `saved`)."""
+
+    @abc.abstractmethod
+    def backward(self, params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
+        """Gradients of the inexact leaves of the params and of the input, from those of the output.
+
+        Args:
+          known: the leaves of the input that are in `saved_inputs`.
+          saved: what else `forward` kept.
+        """
+
+    def _function(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Callable[..., Tree], Leaves, Leaves]:
+        """The computation as a function of the inexact leaves of params and input, and those leaves."""
+        param_leaves, with_params = split_inexact(params)
+        x_leaves, with_x = split_inexact(x)
+
+        def function(param_leaves: Leaves, x_leaves: Leaves) -> Tree:
+            return run_parts(self.parts, with_params(param_leaves), with_x(x_leaves), layer_keys, train=True)
+
+        return function, param_leaves, x_leaves
+
+
+class Recompute(Unit):
+    """Keeps the input, and runs the unit again at the backward."""
+
+    def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, layer_keys: Avals):
+        super().__init__(parts, params, inputs, layer_keys)
+        self._forward = capture(lambda p, x, k: run_parts(parts, p, x, k, train=True), params, inputs, layer_keys)
+        self.outputs = self._forward.outputs
+        self.saved, self.saved_inputs = list(self._inputs), list(range(len(self._inputs)))
+        structure = jax.tree.structure(inputs)
+
+        def backward(params: Params, known: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
+            function, *leaves = self._function(params, jax.tree.unflatten(structure, known), layer_keys)
+            y, pullback = jax.vjp(function, *leaves)
+            return pullback(_cotangents(canonical(y), dy))
+
+        self._backward = capture(backward, params, self._inputs, layer_keys, _inexact(self.outputs))
+
+    def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
+        return self._forward(params, x, layer_keys), jax.tree.leaves(x)
+
+    def backward(self, params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
+        return self._backward(params, known, layer_keys, dy)
+
+
+class Keep(Unit):
+    """Keeps what the derivative needs: everything, or what a `jax.checkpoint` policy says."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        params: Avals,
+        inputs: Avals,
+        layer_keys: Avals,
+        *,
+        policy: Callable[..., Any] | None = None,
+    ):
+        super().__init__(parts, params, inputs, layer_keys)
+
+        def forward(params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Any]:
+            function, *leaves = self._function(params, x, layer_keys)
+            if policy is not None:
+                # Forward and backward are different branches of the loop: nothing could be merged across them anyway.
+                function = jax.checkpoint(function, policy=policy, prevent_cse=False)
+            y, pullback = jax.vjp(function, *leaves)
+            return canonical(y), pullback  # jax.checkpoint turns constants into Python scalars
+
+        self._forward = capture(forward, params, inputs, layer_keys)
+        self.outputs, pullback = self._forward.outputs
+        self._num_outputs = len(jax.tree.leaves(self.outputs))
+        sources = self._forward.sources(self._num_outputs)
+        # Positions among the leaves of (params, inputs, keys).
+        first = len(jax.tree.leaves(params))
+        behind = first + len(self._inputs)
+        arguments = {source.argument for source in sources if source.argument is not None}
+        self.saved_inputs = sorted(index - first for index in arguments if first <= index < behind)
+        known_avals = [self._inputs[i] for i in self.saved_inputs]
+        computed: dict[int, int] = {}  # number of a computed value -> the first leaf of the pullback that is it
+        for index, source in enumerate(sources):
+            if source.computed is not None:
+                computed.setdefault(source.computed, index)
+        leaves, structure = jax.tree.flatten(pullback)
+        extra = [aval(leaves[index]) for index in computed.values()]
+        self._kept = [self._num_outputs + index for index in computed.values()]
+        self.saved = known_avals + extra
+
+        def backward(params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
+            arguments = dict(enumerate(jax.tree.leaves(params)))
+            arguments |= {first + i: leaf for i, leaf in zip(self.saved_inputs, known, strict=True)}
+            arguments |= {behind + i: leaf for i, leaf in enumerate(jax.tree.leaves(layer_keys))}
+            leaves: Leaves = []
+            for source in sources:
+                if source.argument is not None:
+                    leaves.append(arguments[source.argument])
+                else:
+                    leaves.append(source.constant if source.computed is None else saved[source.computed])
+            return jax.tree.unflatten(structure, leaves)(_cotangents(self.outputs, dy))
+
+        self._backward = capture(backward, params, known_avals, extra, layer_keys, _inexact(self.outputs))
+
+    def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
+        made = self._forward.leaves(params, x, layer_keys)
+        y = jax.tree.unflatten(jax.tree.structure(self.outputs), made[: self._num_outputs])
+        inputs = jax.tree.leaves(x)
+        return y, [inputs[i] for i in self.saved_inputs] + [made[i] for i in self._kept]
+
+    def backward(self, params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
+        return self._backward(params, known, saved, layer_keys, dy)
+
+
+def _inexact(outputs: Avals) -> list[jax.ShapeDtypeStruct]:
+    return [aval(leaf) for leaf in split_inexact(outputs)[0]]
+
+
+def _cotangents(outputs: Tree, values: Sequence[jax.Array]) -> Tree:
     """A cotangent tree for `outputs` from those of its inexact leaves; integers get JAX's float0."""
     leaves, structure = jax.tree.flatten(outputs)
     given = iter(values)
     full = [next(given) if is_inexact(leaf) else np.zeros(leaf.shape, jax.dtypes.float0) for leaf in leaves]
     return jax.tree.unflatten(structure, full)
-
-
-def _traced(value: jax.Array) -> jax.Array:
-    """A value that is known while tracing, as one that is not.
-
-    What the unit before returned may be a constant, and the pullback would then be another one than `_capture` saw.
-    """
-    return value if isinstance(value, Tracer) else jax.lax.optimization_barrier(value)
-
-
-@dataclass(frozen=True)
-class _Leaf:
-    """Where a leaf of the pullback comes from at the backward pass: "params", "keys", "inputs", "constant", "saved"."""
-
-    source: str
-    index: int
-    constant: Any = None
-
-
-class Unit:
-    """Some parts of a stage, one after the other, differentiated as one.
-
-    Args:
-      parts: what the unit computes.
-      policy: None saves the unit's input only and recomputes the rest; "everything" recomputes nothing; or a
-        `jax.checkpoint` policy.
-      params, inputs, layer_keys: abstract values of what `forward` will get.
-    """
-
-    def __init__(self, parts: Sequence[Part], policy: Any, params: Tree, inputs: Tree, layer_keys: Tree):
-        self.parts, self.policy = tuple(parts), policy
-        self.params = params
-        self._leaves: list[_Leaf] = []
-        self._pullback: Any = None
-        self.outputs = jax.eval_shape(self.apply, params, inputs, layer_keys)
-        self._input_structure = jax.tree.structure(inputs)
-        self._input_avals = [aval(leaf) for leaf in jax.tree.leaves(inputs)]
-        if policy is None:
-            self.saved_inputs = list(range(len(self._input_avals)))
-            self.saved: list[jax.ShapeDtypeStruct] = list(self._input_avals)
-        else:
-            extra = jax.eval_shape(self._capture, params, inputs, layer_keys)
-            self.saved_inputs = sorted({leaf.index for leaf in self._leaves if leaf.source == "inputs"})
-            self.saved = [self._input_avals[i] for i in self.saved_inputs] + list(extra)
-
-    def apply(self, params: Tree, x: Tree, layer_keys: Tree, train: bool = True) -> Tree:
-        """The plain computation; `params` and `layer_keys` have one entry per part."""
-        for part, held, key in zip(self.parts, params, layer_keys, strict=True):
-            x = part.apply(held, x, key, train)
-        return x
-
-    def forward(self, params: Tree, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
-        """The output, and what the backward pass needs of it (shapes as in `saved`)."""
-        if self.policy is None:
-            return self.apply(params, x, layer_keys), jax.tree.leaves(x)
-        x = jax.tree.map(_traced, x)
-        inputs = jax.tree.leaves(x)
-        y, pullback = self._vjp(params, x, layer_keys)
-        leaves = jax.tree.leaves(pullback)
-        assert len(leaves) == len(self._leaves), "the layer traced differently twice; is its apply pure?"
-        extra: dict[int, Any] = {
-            known.index: leaf for known, leaf in zip(self._leaves, leaves, strict=True) if known.source == "saved"
-        }
-        return y, [inputs[i] for i in self.saved_inputs] + [extra[i] for i in range(len(extra))]
-
-    def backward(
-        self, params: Tree, saved: Leaves, layer_keys: Tree, dy: Leaves, inputs: Tree | None = None
-    ) -> tuple[Leaves, Leaves]:
-        """Gradients of the inexact leaves of the params and of the input, from those of the output.
-
-        Args:
-          saved: what `forward` returned; without the inputs if those are given.
-          inputs: the unit's input, if it is known without having been saved.
-        """
-        if inputs is None:
-            known = dict(zip(self.saved_inputs, saved, strict=False))
-            saved = saved[len(self.saved_inputs) :]
-        else:
-            known = dict(enumerate(jax.tree.leaves(inputs)))
-        if self.policy is None:
-            x = jax.tree.unflatten(self._input_structure, [known[i] for i in range(len(known))])
-            _, pullback = self._vjp(params, x, layer_keys)
-        else:
-            sources = {
-                "params": jax.tree.leaves(params),
-                "keys": jax.tree.leaves(layer_keys),
-                "saved": saved,
-                "inputs": known,
-            }
-            leaves = [
-                leaf.constant if leaf.source == "constant" else sources[leaf.source][leaf.index]
-                for leaf in self._leaves
-            ]
-            pullback = jax.tree.unflatten(self._pullback, leaves)
-        return pullback(cotangents(self.outputs, dy))
-
-    def _vjp(self, params: Tree, x: Tree, layer_keys: Tree) -> tuple[Tree, Any]:
-        param_leaves, with_params = split_inexact(params)
-        x_leaves, with_x = split_inexact(x)
-
-        def function(param_leaves: Leaves, x_leaves: Leaves) -> Tree:
-            return self.apply(with_params(param_leaves), with_x(x_leaves), layer_keys)
-
-        if not isinstance(self.policy, str | None):
-            policy: Any = self.policy
-            # Forward and backward are different branches of the loop: nothing could be merged across them anyway.
-            function = jax.checkpoint(function, policy=policy, prevent_cse=False)
-        y, pullback = jax.vjp(function, param_leaves, x_leaves)
-        return canonical(y), pullback  # jax.checkpoint turns constants into Python scalars
-
-    def _capture(self, params: Tree, x: Tree, layer_keys: Tree) -> Leaves:
-        _, pullback = self._vjp(params, x, layer_keys)
-        leaves, self._pullback = jax.tree.flatten(pullback)
-        sources = {"params": params, "keys": layer_keys, "inputs": x}
-        known = {id(leaf): (name, i) for name, tree in sources.items() for i, leaf in enumerate(jax.tree.leaves(tree))}
-        saved: list[Any] = []
-        self._leaves = []
-        for leaf in leaves:
-            if not isinstance(leaf, Tracer):
-                self._leaves.append(_Leaf("constant", -1, leaf))
-                continue
-            if id(leaf) not in known:
-                known[id(leaf)] = ("saved", len(saved))
-                saved.append(leaf)
-            self._leaves.append(_Leaf(*known[id(leaf)]))
-        return saved

@@ -1,10 +1,14 @@
-"""Which value crosses which edge at which tick."""
+"""Which value travels to which rank, when, and over which channel."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jaxpipe.lowering.period import Edge
 from jaxpipe.schedules import Schedule
 
-FORWARD, BACKWARD = "forward", "backward"
+# What travels: the output of a stage, to the stage behind it; the gradient of a stage's input, to the stage before it.
+Y, DX = "y", "dx"
+VALUES = (Y, DX)
 
 
 @dataclass(frozen=True)
@@ -12,14 +16,14 @@ class Message:
     """One value on its way to the op that reads it.
 
     Attributes:
-      direction: "forward" carries activations to `stage`, "backward" carries gradients to it.
-      stage, micro_batch: the op that reads the value.
+      value: what travels, `Y` or `DX`.
+      stage, micro_batch: those of the op that reads it.
       source, target: ranks.
-      sent: tick whose permute carries it; it lies in its arrival slot from the end of that tick.
-      read: tick at which it is consumed.
+      sent: the tick whose permute carries it. It lies in its arrival slot from the end of that tick.
+      read: the tick at which it is read.
     """
 
-    direction: str
+    value: str
     stage: int
     micro_batch: int
     source: int
@@ -27,9 +31,29 @@ class Message:
     sent: int
     read: int
 
+    @property
+    def edge(self) -> Edge:
+        return self.source, self.target
+
+
+@dataclass(frozen=True)
+class Channel:
+    """The edges that one permute serves, for one kind of value. They form no cycle: XLA miscompiles permutes that do.
+
+    All channels of a value bring what they carry into the same arrival slots, so whoever reads need not know them.
+    """
+
+    value: str
+    edges: frozenset[Edge]
+
+    @property
+    def name(self) -> str:
+        """How programs show it: "forward" for channels that carry outputs, "backward" for gradients."""
+        return {Y: "forward", DX: "backward"}[self.value]
+
 
 def clock(schedule: Schedule) -> dict[tuple[str, int, int], int]:
-    """Tick of every op, by (kind, stage, micro_batch)."""
+    """The tick of every op, by (kind, stage, micro_batch)."""
     return {
         (op.kind, op.stage, op.micro_batch): tick
         for row in schedule.ticks
@@ -44,12 +68,20 @@ def messages(schedule: Schedule) -> list[Message]:
     found: list[Message] = []
     for (kind, stage, micro_batch), tick in ticks.items():
         if kind == "F" and stage + 1 < schedule.num_stages:
-            direction, reader, reads = FORWARD, stage + 1, ("F",)
+            value, reader, reads = Y, stage + 1, ("F",)
         elif kind in ("B", "I") and stage > 0:
-            direction, reader, reads = BACKWARD, stage - 1, ("B", "I")
+            value, reader, reads = DX, stage - 1, ("B", "I")
         else:
             continue
         read = next(ticks[k, reader, micro_batch] for k in reads if (k, reader, micro_batch) in ticks)
         source, target = schedule.placement[stage], schedule.placement[reader]
-        found.append(Message(direction, reader, micro_batch, source, target, tick, read))
+        found.append(Message(value, reader, micro_batch, source, target, tick, read))
     return found
+
+
+def channels(routed: Sequence[Message]) -> tuple[Channel, ...]:
+    """The channels that carry these messages: with stage s on rank s, one for each kind of value that travels."""
+    edges: dict[str, set[Edge]] = {}
+    for message in routed:
+        edges.setdefault(message.value, set()).add(message.edge)
+    return tuple(Channel(value, frozenset(edges[value])) for value in VALUES if value in edges)

@@ -1,12 +1,16 @@
-"""Schedule -> Program: clock, routes, slots, folded loops; then checked."""
+"""Schedule -> Program: the clock, messages and channels, slots, folded loops; then the program is checked."""
+
+from collections.abc import Sequence
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.lowering.channels import BACKWARD, FORWARD, Message, clock, messages
-from jaxpipe.lowering.period import Edge, Loop, fold
-from jaxpipe.lowering.program import IDLE, Cell, Program
+from jaxpipe.lowering.channels import VALUES, Channel, Message, channels, clock, messages
+from jaxpipe.lowering.period import Loop, Traffic, fold
+from jaxpipe.lowering.program import IDLE, SAVED, Cell, Program
 from jaxpipe.lowering.slots import colour
 from jaxpipe.lowering.verify import verify
 from jaxpipe.schedules import Schedule
+
+Ticks = dict[tuple[str, int, int], int]
 
 
 def lower(schedule: Schedule) -> Program:
@@ -17,81 +21,102 @@ def lower(schedule: Schedule) -> Program:
     """
     _check_supported(schedule)
     ticks = clock(schedule)
-    num_ticks = 1 + max(ticks.values())
     routed = messages(schedule)
+    carriers = channels(routed)
+    number = {edge_of: n for n, channel in enumerate(carriers) for edge_of in _edges(channel)}
+    saved, saved_per_rank = _saved_slots(schedule, ticks)
+    pools = {} if schedule.forward_only else {SAVED: max(saved_per_rank)}
+    arrival, inboxes = _arrival_slots(schedule, routed)
 
-    saved: dict[tuple[int, int], int] = {}
-    saved_per_rank = [0] * schedule.num_ranks
-    if not schedule.forward_only:
-        for rank in range(schedule.num_ranks):
-            intervals = {
-                (stage, m): (ticks["F", stage, m], ticks["B", stage, m])
-                for stage in range(schedule.num_stages)
-                if schedule.placement[stage] == rank
-                for m in range(schedule.num_micro_batches)
-            }
-            slots, saved_per_rank[rank] = colour(intervals)
-            saved.update(slots)
-
-    arrival: dict[Message, int] = {}
-    needed = {FORWARD: 0, BACKWARD: 0}
-    for rank in range(schedule.num_ranks):
-        for direction in needed:
-            inbox = [m for m in routed if m.target == rank and m.direction == direction]
-            # A message occupies its slot from the end of tick `sent` until it is read; another may land in the same
-            # slot at the end of the tick that reads it, because reading comes first.
-            slots, used = colour({m: (m.sent, m.read - 1) for m in inbox})
-            arrival.update(slots)
-            needed[direction] = max(needed[direction], used)
-
-    grid = [[Cell() for _ in range(schedule.num_ranks)] for _ in range(num_ticks)]
+    grid = [[Cell() for _ in range(schedule.num_ranks)] for _ in range(1 + max(ticks.values()))]
     for (kind, stage, micro_batch), tick in ticks.items():
-        cell = Cell(kind=kind, stage=stage, micro_batch=micro_batch, saved=saved.get((stage, micro_batch), -1))
-        grid[tick][schedule.placement[stage]] = cell
-    edges: list[set[tuple[str, Edge]]] = [set() for _ in range(num_ticks)]
+        slots = (saved[stage, micro_batch],) if pools else ()
+        grid[tick][schedule.placement[stage]] = Cell(kind, stage, micro_batch, slots)
+    traffic: list[set[Traffic]] = [set() for _ in grid]
     for message in routed:
-        slot = arrival[message]
+        slot, channel = arrival[message], number[message.value, message.edge]
         reader = grid[message.read][message.target]
         grid[message.read][message.target] = reader._replace(read=slot)
         lands = grid[message.sent][message.target]
-        grid[message.sent][message.target] = lands._replace(**{f"arrive_{message.direction}": slot})
-        edges[message.sent].add((message.direction, (message.source, message.target)))
+        arrive = list(lands.arrive or (-1,) * len(carriers))
+        arrive[channel] = slot
+        grid[message.sent][message.target] = lands._replace(arrive=tuple(arrive))
+        traffic[message.sent].add((channel, message.edge))
 
-    frozen_edges = tuple(map(frozenset, edges))
+    frozen = tuple(map(frozenset, traffic))
     kinds = [frozenset(cell.kind for cell in row if cell.kind != IDLE) for row in grid]
-    loops = fold(kinds, frozen_edges)
+    loops = fold(kinds, frozen)
     program = Program(
         schedule=schedule,
         cells=tuple(map(tuple, grid)),
-        edges=frozen_edges,
+        channels=carriers,
+        traffic=frozen,
         loops=loops,
-        saved_slots=max(saved_per_rank),
-        forward_slots=needed[FORWARD],
-        backward_slots=needed[BACKWARD],
+        pools=pools,
+        inboxes=inboxes,
         saved_per_rank=tuple(saved_per_rank),
-        direct=frozenset(d for d in needed if _is_direct(d, routed, loops, frozen_edges)),
+        direct=frozenset(value for value in inboxes if _is_direct(value, routed, carriers, loops, frozen)),
     )
     verify(program)
     return program
 
 
+def _edges(channel: Channel) -> list[tuple[str, tuple[int, int]]]:
+    return [(channel.value, edge) for edge in channel.edges]
+
+
+def _saved_slots(schedule: Schedule, ticks: Ticks) -> tuple[dict[tuple[int, int], int], list[int]]:
+    """The slot of what each forward keeps for its backward, by (stage, micro_batch), and how many slots each rank uses."""
+    saved: dict[tuple[int, int], int] = {}
+    per_rank = [0] * schedule.num_ranks
+    if schedule.forward_only:
+        return saved, per_rank
+    for rank in range(schedule.num_ranks):
+        intervals = {
+            (stage, m): (ticks["F", stage, m], ticks["B", stage, m])
+            for stage in range(schedule.num_stages)
+            if schedule.placement[stage] == rank
+            for m in range(schedule.num_micro_batches)
+        }
+        slots, per_rank[rank] = colour(intervals)
+        saved.update(slots)
+    return saved, per_rank
+
+
+def _arrival_slots(schedule: Schedule, routed: Sequence[Message]) -> tuple[dict[Message, int], dict[str, int]]:
+    """The slot in which each message arrives, and per kind of value how many slots an inbox has."""
+    arrival: dict[Message, int] = {}
+    inboxes: dict[str, int] = {}
+    for value in VALUES:
+        for rank in range(schedule.num_ranks):
+            inbox = [m for m in routed if m.target == rank and m.value == value]
+            # A message occupies its slot from the end of tick `sent` until it is read; another may land in the same
+            # slot at the end of the tick that reads it, because reading comes first.
+            slots, used = colour({m: (m.sent, m.read - 1) for m in inbox})
+            arrival.update(slots)
+            if used:
+                inboxes[value] = max(inboxes.get(value, 0), used)
+    return arrival, inboxes
+
+
 def _is_direct(
-    direction: str,
-    routed: list[Message],
+    value: str,
+    routed: Sequence[Message],
+    carriers: Sequence[Channel],
     loops: tuple[Loop, ...],
-    edges: tuple[frozenset[tuple[str, Edge]], ...],
+    traffic: tuple[frozenset[Traffic], ...],
 ) -> bool:
     """A permute hands zeros to the ranks it does not reach, so none may run between an arrival and its use."""
     permutes: set[int] = set()
     for loop in loops:
         for phase in range(loop.period):
             ticks = loop.phase_ticks(phase)
-            if any(name == direction for tick in ticks for name, _ in edges[tick]):
+            if any(carriers[number].value == value for tick in ticks for number, _ in traffic[tick]):
                 permutes.update(ticks)
+    if sum(channel.value == value for channel in carriers) > 1:
+        return False  # the permute of one channel would wipe out what another one has brought
     return all(
-        permutes.isdisjoint(range(message.sent + 1, message.read))
-        for message in routed
-        if message.direction == direction
+        permutes.isdisjoint(range(message.sent + 1, message.read)) for message in routed if message.value == value
     )
 
 

@@ -9,7 +9,8 @@ edge carries anything once the backward passes begin.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Edge = tuple[int, int]
+Edge = tuple[int, int]  # (source, target) ranks
+Traffic = tuple[int, Edge]  # (number of the channel, edge) that carries data in a tick
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Loop:
         return range(self.start + phase, self.stop, self.period)
 
 
-def fold(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, Edge]]]) -> tuple[Loop, ...]:
+def fold(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[Traffic]]) -> tuple[Loop, ...]:
     """The loops that run a table.
 
     Args:
       kinds: per tick, which kinds of op occur.
-      edges: per tick, the (direction, (source, target)) pairs that carry data.
+      edges: per tick, the traffic: which edges of which channel carry data.
     """
     bounds = [0, *_cuts(kinds), len(kinds)]
     return tuple(
@@ -54,10 +55,10 @@ def _cuts(kinds: Sequence[frozenset[str]]) -> list[int]:
     return []
 
 
-def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[tuple[str, Edge]]]) -> int:
+def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[Traffic]]) -> int:
     """1 or 2: whichever permutes fewer edges per tick; 1 if equal or if all ops are of one kind (half the code)."""
 
-    silent: frozenset[tuple[str, Edge]] = frozenset()
+    silent: frozenset[Traffic] = frozenset()
     idle: frozenset[str] = frozenset()
 
     def edges_per_tick(period: int) -> float:

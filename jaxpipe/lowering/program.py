@@ -1,15 +1,17 @@
 """`Program`: the narrow waist between thinking about a schedule and running it. Integers only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from jaxpipe.lowering.channels import BACKWARD, FORWARD
-from jaxpipe.lowering.period import Edge, Loop
+from jaxpipe.lowering.channels import DX, Channel, Y
+from jaxpipe.lowering.period import Edge, Loop, Traffic
 from jaxpipe.schedules import Schedule
 
 IDLE = "."
+# The pool of what a forward keeps for its backward.
+SAVED = "saved"
 
 
 class Cell(NamedTuple):
@@ -18,18 +20,19 @@ class Cell(NamedTuple):
     Attributes:
       kind: "F", "B", or "." for idle.
       stage, micro_batch: of the op.
-      saved: slot that keeps what the forward saves for the backward (F writes it, B reads it).
-      read: arrival slot of the op's incoming message (F: forward buffer, B: backward buffer).
-      arrive_forward, arrive_backward: arrival slot for the message that this tick's permute brings.
+      slots: per pool of the program, the slot that the op uses (of the pool "saved": F writes it, B reads it). () means
+        none of any pool.
+      read: the arrival slot of the op's incoming message.
+      arrive: per channel of the program, the arrival slot for the message that this tick's permute brings. () means none
+        of any channel.
     """
 
     kind: str = IDLE
     stage: int = -1
     micro_batch: int = 0
-    saved: int = -1
+    slots: tuple[int, ...] = ()
     read: int = -1
-    arrive_forward: int = -1
-    arrive_backward: int = -1
+    arrive: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,20 +41,23 @@ class Program:
 
     Attributes:
       cells: `cells[tick][rank]`.
-      edges: per tick, the (direction, (source, target)) pairs that carry data.
+      channels: what permutes carry; everything about channels is in this order.
+      traffic: per tick, which edges of which channel carry data.
       loops: which ticks run in which compiled loop.
-      saved_slots, forward_slots, backward_slots: sizes of the buffers, the largest need of any rank.
-      saved_per_rank: saved slots that each rank really uses.
-      direct: the directions in which every message is read before the next permute in that direction.
+      pools: the buffers of values that a rank keeps between two of its ops, with the number of slots of each: the largest
+        need of any rank. Cells have their slots in this order.
+      inboxes: per kind of value that arrives, the number of arrival slots: again the largest need of any rank.
+      saved_per_rank: how many slots of the pool "saved" each rank really uses.
+      direct: the kinds of values that are always read before the next permute that brings one.
     """
 
     schedule: Schedule
     cells: tuple[tuple[Cell, ...], ...]
-    edges: tuple[frozenset[tuple[str, Edge]], ...]
+    channels: tuple[Channel, ...]
+    traffic: tuple[frozenset[Traffic], ...]
     loops: tuple[Loop, ...]
-    saved_slots: int
-    forward_slots: int
-    backward_slots: int
+    pools: Mapping[str, int]
+    inboxes: Mapping[str, int]
     saved_per_rank: tuple[int, ...]
     direct: frozenset[str]
 
@@ -63,26 +69,22 @@ class Program:
     def num_ranks(self) -> int:
         return self.schedule.num_ranks
 
-    def phase_edges(self, loop: Loop, phase: int, direction: str) -> tuple[Edge, ...]:
-        """The edges that a phase of a loop permutes in one direction, in order."""
-        return self._all_phase_edges[loop, phase, direction]
+    def phase_edges(self, loop: Loop, phase: int, channel: int) -> tuple[Edge, ...]:
+        """The edges of a channel that a phase of a loop permutes, in order."""
+        return self._all_phase_edges[loop, phase, channel]
 
     @cached_property
-    def _all_phase_edges(self) -> dict[tuple[Loop, int, str], tuple[Edge, ...]]:
+    def _all_phase_edges(self) -> dict[tuple[Loop, int, int], tuple[Edge, ...]]:
         """Collected once: a table may have many thousand ticks."""
-        found: dict[tuple[Loop, int, str], tuple[Edge, ...]] = {}
-        silent: frozenset[tuple[str, Edge]] = frozenset()
+        found: dict[tuple[Loop, int, int], tuple[Edge, ...]] = {}
+        silent: frozenset[Traffic] = frozenset()
         for loop in self.loops:
             for phase in range(loop.period):
-                union = silent.union(*(self.edges[t] for t in loop.phase_ticks(phase)))
-                for direction in (FORWARD, BACKWARD):
-                    edges = sorted(edge for name, edge in union if name == direction)
-                    found[loop, phase, direction] = tuple(edges)
+                union = silent.union(*(self.traffic[t] for t in loop.phase_ticks(phase)))
+                for number in range(len(self.channels)):
+                    edges = sorted(edge for channel, edge in union if channel == number)
+                    found[loop, phase, number] = tuple(edges)
         return found
-
-    def is_direct(self, direction: str) -> bool:
-        """Whether every message in `direction` is read before the next permute in that direction runs anywhere."""
-        return direction in self.direct
 
     def phase_cells(self, loop: Loop, phase: int) -> Iterator[tuple[int, Cell]]:
         """Every (rank, cell) of a phase of a loop that is not idle."""
@@ -92,19 +94,19 @@ class Program:
                     yield rank, cell
 
     def __str__(self) -> str:
-        head = (
+        inboxes = f"{self.inboxes.get(Y, 0)} forward, {self.inboxes.get(DX, 0)} backward"
+        lines = [
             f"{self.num_ranks} ranks x {self.schedule.num_micro_batches} micro-batches, {self.num_ticks} ticks; slots: "
-            f"{self.saved_slots} saved, {self.forward_slots} forward, {self.backward_slots} backward"
-        )
-        lines = [head]
+            f"{self.pools.get(SAVED, 0)} saved, {inboxes}"
+        ]
         for loop in self.loops:
             lines.append(f"loop over ticks {loop.start}..{loop.stop - 1}, {loop.period} in the body")
             for phase in range(loop.period):
                 kinds = sorted({cell.kind for _, cell in self.phase_cells(loop, phase)})
                 moves: list[str] = []
-                for direction in (FORWARD, BACKWARD):
-                    if edges := self.phase_edges(loop, phase, direction):
-                        moves.append(f"{direction} {' '.join(f'{a}>{b}' for a, b in edges)}")
+                for number, channel in enumerate(self.channels):
+                    if edges := self.phase_edges(loop, phase, number):
+                        moves.append(f"{channel.name} {' '.join(f'{a}>{b}' for a, b in edges)}")
                 lines.append(f"  phase {phase}: ops {' '.join(kinds)}; permutes {', '.join(moves) or 'none'}")
         width = max(len(_cell_text(cell)) for row in self.cells for cell in row)
         for rank in range(self.num_ranks):
@@ -115,7 +117,7 @@ class Program:
 
 
 def _cell_text(cell: Cell) -> str:
-    """`F3/1`: forward of micro-batch 3, saved slot 1."""
+    """`F3/1`: forward of micro-batch 3, slot 1."""
     if cell.kind == IDLE:
         return "."
-    return f"{cell.kind}{cell.micro_batch}" + (f"/{cell.saved}" if cell.saved >= 0 else "")
+    return f"{cell.kind}{cell.micro_batch}" + "".join(f"/{slot}" for slot in cell.slots if slot >= 0)

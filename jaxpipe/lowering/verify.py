@@ -1,9 +1,10 @@
 """Runs a program on labels instead of arrays: every value read was written by the right op and not overwritten."""
 
-from jaxpipe.lowering.channels import BACKWARD, FORWARD
-from jaxpipe.lowering.program import IDLE, Program
+from jaxpipe.lowering.channels import DX, VALUES, Y
+from jaxpipe.lowering.program import IDLE, SAVED, Program
 
 _BUG = "This is a bug in jaxpipe, please report it."
+Label = tuple[str, int, int]  # (what it is, stage, micro_batch)
 
 
 def verify(program: Program) -> None:
@@ -14,14 +15,15 @@ def verify(program: Program) -> None:
     """
     schedule, last = program.schedule, program.schedule.num_stages - 1
     ranks = range(program.num_ranks)
-    saved = [dict[int, object]() for _ in ranks]
-    inbox = {FORWARD: [dict[int, object]() for _ in ranks], BACKWARD: [dict[int, object]() for _ in ranks]}
+    saved = [dict[int, Label]() for _ in ranks]
+    inboxes = {value: [dict[int, Label | None]() for _ in ranks] for value in VALUES}
     phase_of = {t: (loop, p) for loop in program.loops for p in range(loop.period) for t in loop.phase_ticks(p)}
-    done: set[tuple[str, int, int]] = set()
+    pool = list(program.pools).index(SAVED) if SAVED in program.pools else None
+    done: set[Label] = set()
     peak = [0] * program.num_ranks
 
     for tick, row in enumerate(program.cells):
-        outbox = {FORWARD: [None] * program.num_ranks, BACKWARD: [None] * program.num_ranks}
+        outbox: dict[str, dict[int, Label]] = {value: {} for value in VALUES}
         for rank, cell in enumerate(row):
             if cell.kind == IDLE:
                 continue
@@ -29,34 +31,34 @@ def verify(program: Program) -> None:
             where = f"tick {tick}, rank {rank}, {cell.kind}{m}"
             assert (cell.kind, stage, m) not in done, f"{where}: done twice. {_BUG}"
             done.add((cell.kind, stage, m))
+            slot = -1 if pool is None else cell.slots[pool]
             if cell.kind == "F":
                 if stage > 0:
-                    found = inbox[FORWARD][rank].get(cell.read)
-                    assert found == ("y", stage - 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
-                outbox[FORWARD][rank] = ("y", stage, m)  # type: ignore[call-overload]
-                if cell.saved >= 0:
-                    assert cell.saved not in saved[rank], f"{where}: slot {cell.saved} is still in use. {_BUG}"
-                    saved[rank][cell.saved] = (stage, m)
+                    found = inboxes[Y][rank].get(cell.read)
+                    assert found == (Y, stage - 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
+                outbox[Y][rank] = (Y, stage, m)
+                if slot >= 0:
+                    assert slot not in saved[rank], f"{where}: slot {slot} is still in use. {_BUG}"
+                    saved[rank][slot] = (SAVED, stage, m)
                     peak[rank] = max(peak[rank], len(saved[rank]))
             else:
                 if stage < last:
-                    found = inbox[BACKWARD][rank].get(cell.read)
-                    assert found == ("dx", stage + 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
-                found = saved[rank].pop(cell.saved, None)
-                assert found == (stage, m), f"{where}: slot {cell.saved} holds {found}. {_BUG}"
-                outbox[BACKWARD][rank] = ("dx", stage, m)  # type: ignore[call-overload]
-        for direction, boxes in inbox.items():
-            arrivals: list[object] = [None] * program.num_ranks
-            edges = program.phase_edges(*phase_of[tick], direction)
-            for source, target in edges:
-                arrivals[target] = outbox[direction][source]
+                    found = inboxes[DX][rank].get(cell.read)
+                    assert found == (DX, stage + 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
+                kept = saved[rank].pop(slot, None)
+                assert kept == (SAVED, stage, m), f"{where}: slot {slot} holds {kept}. {_BUG}"
+                outbox[DX][rank] = (DX, stage, m)
+        for number, channel in enumerate(program.channels):
+            boxes = inboxes[channel.value]
+            edges = program.phase_edges(*phase_of[tick], number)
+            arrivals = {target: outbox[channel.value].get(source) for source, target in edges}
             for rank, cell in enumerate(row):
-                slot = cell.arrive_forward if direction == FORWARD else cell.arrive_backward
-                if program.is_direct(direction):
+                slot = cell.arrive[number] if cell.arrive else -1
+                if channel.value in program.direct:
                     if edges:
-                        boxes[rank][0] = arrivals[rank]  # used as it arrives: every permute replaces it
+                        boxes[rank][0] = arrivals.get(rank)  # used as it arrives: every permute replaces it
                 elif slot >= 0:
-                    boxes[rank][slot] = arrivals[rank]
+                    boxes[rank][slot] = arrivals.get(rank)
 
     assert tuple(peak) == program.saved_per_rank, f"keeps {peak} values, has {program.saved_per_rank} slots. {_BUG}"
     wanted = sum(op is not None for row in schedule.rows for op in row)

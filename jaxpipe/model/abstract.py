@@ -1,7 +1,7 @@
 """Shapes of what users' functions return, with the axes that they may name."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -10,6 +10,8 @@ from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import avals
 from jaxpipe.types import Tree
+
+Made = TypeVar("Made")
 
 
 def abstract(function: Callable[..., Tree], *args: Tree, mesh: Mesh | None = None) -> Tree:
@@ -34,6 +36,19 @@ def abstract(function: Callable[..., Tree], *args: Tree, mesh: Mesh | None = Non
     traced, found = jax.make_jaxpr(inside, return_shape=True)(*args)
     refuse_deadlocks(traced, mesh)
     return avals(found)
+
+
+def with_axes(mesh: Mesh, function: Callable[[], Made]) -> Made:
+    """`function()`, with the mesh axes bound as they are inside a compiled step: what it traces may name them."""
+    made: list[Made] = []
+
+    def inside() -> tuple[()]:
+        made.append(function())
+        return ()
+
+    run = jax.shard_map(inside, mesh=mesh, in_specs=(), out_specs=(), axis_names=manual_axes(mesh), check_vma=False)
+    jax.eval_shape(run)
+    return made[0]
 
 
 def refuse_deadlocks(traced: Any, mesh: Mesh) -> None:

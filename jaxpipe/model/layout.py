@@ -11,20 +11,30 @@ with the number of ranks.
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import LayerError
-from jaxpipe.mesh import PIPE, manual_axes
-from jaxpipe.model import keys
-from jaxpipe.model.module import LayerShapes, PipelineModule
+from jaxpipe.mesh import PIPE
+from jaxpipe.model.module import PipelineModule
+from jaxpipe.model.placement import Placement
 from jaxpipe.model.shapes import avals, describe, signature
-from jaxpipe.types import Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 P = PartitionSpec
+
+# The two groups of the params tree.
+STACKED, SHARED = "stacked", "shared"
+
+
+class Address(NamedTuple):
+    """Where the weights of a layer are in the params tree: `params[group][name]`."""
+
+    group: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Shared:
-    """A layer stored on its own; `split` has, per leaf, the dim that is cut over the ranks (-1: none)."""
+    """A layer that is stored on its own, and the `Placement` of each of its leaves."""
 
     name: str
     layer: int
-    params: Params
-    split: Params = field(repr=False)
+    params: Avals
+    placements: Tree = field(repr=False)
 
 
 class Layout:
@@ -75,8 +85,7 @@ class Layout:
                 self.stacks[name] = self._stack(name, members, shape)
             else:
                 name = f"{members[0]:0{digits}d}_{name}"
-                split = jax.tree.map(self._split_dim, shape)
-                self.shared[name] = Shared(name, members[0], shape, split)
+                self.shared[name] = Shared(name, members[0], shape, jax.tree.map(self._placement, shape))
 
     def _check_params(self) -> None:
         for index, held in enumerate(self.layer_params):
@@ -98,22 +107,27 @@ class Layout:
             used[rank] += 1
         return Stack(name, max(used), places, shape)
 
-    def _split_dim(self, leaf: jax.ShapeDtypeStruct) -> int:
+    def _placement(self, leaf: jax.ShapeDtypeStruct) -> Placement:
+        """Cut over the ranks along the largest dim that they divide, if there is one."""
         dims = [dim for dim, size in enumerate(leaf.shape) if size and size % self.num_ranks == 0]
-        return max(dims, key=lambda dim: leaf.shape[dim]) if dims and self.num_ranks > 1 else -1
+        if not dims or self.num_ranks == 1:
+            return Placement()
+        return Placement(((PIPE, max(dims, key=lambda dim: leaf.shape[dim])),))
 
     def stage_of(self, layer: int) -> int:
         """The stage that holds `layer`."""
         return next(s for s in range(self.num_ranks) if layer < self.boundaries[s + 1])
 
-    def stack_of(self, layer: int) -> Stack | None:
-        """The stack that holds the params of `layer`, if it is one of several of its kind."""
-        return next((stack for stack in self.stacks.values() if layer in stack.places), None)
-
-    def shared_of(self, layer: int) -> Shared | None:
-        """The shared entry that `layer` computes with (its own, or that of the first use of its tie)."""
+    def address_of(self, layer: int) -> Address | None:
+        """Where the weights are that `layer` computes with (those of the first use of its tie); None if it has none."""
         owner = self.module.owners[layer]
-        return next((shared for shared in self.shared.values() if shared.layer == owner), None)
+        for stack in self.stacks.values():
+            if owner in stack.places:
+                return Address(STACKED, stack.name)
+        for shared in self.shared.values():
+            if owner == shared.layer:
+                return Address(SHARED, shared.name)
+        return None
 
     # ------------------------------------------------------------------------------------------------ the params tree
 
@@ -121,12 +135,9 @@ class Layout:
     def specs(self) -> Params:
         """A PartitionSpec per leaf of the params tree."""
 
-        def cut(_: jax.ShapeDtypeStruct, dim: int) -> PartitionSpec:
-            return P(*[None] * dim, PIPE) if dim >= 0 else P()  # as a compiled step writes it: nothing behind the axis
-
         return {
-            "stacked": {name: jax.tree.map(lambda _: P(PIPE), stack.params) for name, stack in self.stacks.items()},
-            "shared": {name: jax.tree.map(cut, s.params, s.split) for name, s in self.shared.items()},
+            STACKED: {name: jax.tree.map(lambda _: P(PIPE), stack.params) for name, stack in self.stacks.items()},
+            SHARED: {name: jax.tree.map(lambda p: p.spec, s.placements) for name, s in self.shared.items()},
         }
 
     def shardings(self, mesh: Mesh) -> Params:
@@ -141,55 +152,9 @@ class Layout:
             return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*lead, *a.shape), a.dtype), stack.params)
 
         return {
-            "stacked": {name: stacked(stack) for name, stack in self.stacks.items()},
-            "shared": {name: shared.params for name, shared in self.shared.items()},
+            STACKED: {name: stacked(stack) for name, stack in self.stacks.items()},
+            SHARED: {name: shared.params for name, shared in self.shared.items()},
         }
-
-    def init(self, mesh: Mesh, key: jax.Array, shapes: Sequence[LayerShapes]) -> Params:
-        """Makes the params from `key`, each rank its own: no device ever holds the whole model.
-
-        The weights of a layer depend on `key` and its index only, not on the partition.
-        """
-
-        def zeros(layer: int) -> Tree:
-            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes[layer].inputs)
-
-        def one_rank(key: jax.Array, layers: dict[str, jax.Array]) -> Params:
-            def one_stack(stack: Stack, layers_here: jax.Array) -> Params:
-                some = next(iter(stack.places))
-                inputs = zeros(some)
-
-                def one_slot(layer: jax.Array) -> Params:
-                    made = self.module.layers[some].init(keys.init_key(key, layer), inputs)
-                    return jax.tree.map(lambda a: jnp.where(layer >= 0, a, jnp.zeros_like(a)), made)
-
-                # One after the other: a vmap over the slots would hold every intermediate of init at once.
-                return jax.tree.map(lambda a: a[None], jax.lax.map(one_slot, layers_here[0]))
-
-            return {name: one_stack(self.stacks[name], layers[name]) for name in self.stacks}
-
-        def make(key: jax.Array) -> Params:
-            table = {}
-            for name, stack in self.stacks.items():
-                rows = [[-1] * stack.slots for _ in range(self.num_ranks)]
-                for layer, (rank, slot) in stack.places.items():
-                    rows[rank][slot] = layer
-                table[name] = jnp.asarray(rows, jnp.int32)
-            stacked = jax.shard_map(
-                one_rank,
-                mesh=mesh,
-                in_specs=(P(), P(PIPE)),
-                out_specs=P(PIPE),
-                axis_names=manual_axes(mesh),
-                check_vma=False,  # users' init functions need not know about varying axes
-            )(key, table)
-            shared = {n: self.module.init_layer(s.layer, key, zeros(s.layer)) for n, s in self.shared.items()}
-            # Python scalars and the like are weakly typed; the first optimizer step would change that, and compile again.
-            return jax.tree.map(
-                lambda a: jax.lax.convert_element_type(a, jnp.result_type(a)), {"stacked": stacked, "shared": shared}
-            )
-
-        return jax.jit(make, out_shardings=self.shardings(mesh))(key)
 
     # ------------------------------------------------------------------------------------- per-layer view, and back
 
@@ -198,9 +163,9 @@ class Layout:
         layers: list[Params] = list(self.layer_params)  # right already for layers without leaves
         for name, stack in self.stacks.items():
             for layer, place in stack.places.items():
-                layers[layer] = jax.tree.map(lambda a, at=place: a[at], params["stacked"][name])
+                layers[layer] = jax.tree.map(lambda a, at=place: a[at], params[STACKED][name])
         for name, shared in self.shared.items():
-            layers[shared.layer] = params["shared"][name]
+            layers[shared.layer] = params[SHARED][name]
         return layers
 
     def from_layers(self, mesh: Mesh, layers: Sequence[Params]) -> Params:
@@ -219,8 +184,8 @@ class Layout:
                 )
 
             return {
-                "stacked": {name: stacked(stack) for name, stack in self.stacks.items()},
-                "shared": {name: layers[shared.layer] for name, shared in self.shared.items()},
+                STACKED: {name: stacked(stack) for name, stack in self.stacks.items()},
+                SHARED: {name: layers[shared.layer] for name, shared in self.shared.items()},
             }
 
         if mesh not in self._builders:
@@ -235,7 +200,7 @@ def layer_name(layer: int) -> str:
 
 def is_stack(path: tuple[Any, ...]) -> bool:
     """Whether a leaf of the params tree, by its path, holds several layers: [S, slots, ...]."""
-    return path[0].key == "stacked"
+    return path[0].key == STACKED
 
 
 def check_params(layout: Layout, params: Params) -> None:

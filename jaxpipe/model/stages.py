@@ -12,7 +12,7 @@ import jax
 from jaxpipe.model import keys
 from jaxpipe.model.blame import blame
 from jaxpipe.model.layers import Kind
-from jaxpipe.model.layout import Layout
+from jaxpipe.model.layout import STACKED, Address, Layout
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe, signature
 from jaxpipe.types import Params, Tree
@@ -25,19 +25,22 @@ class Part:
     Attributes:
       kind: the function.
       offset: index of the first of them within the stage.
-      stack: name of the stack they compute with, or None.
-      slot: slot of the first in that stack.
-      shared: name of the shared entry it computes with (then `count` is 1), or None.
+      address: where the weights are that they compute with, or None if they have none.
+      slot: the slot of the first of them, if those weights are a stack.
       label: names the first of them in messages.
     """
 
     kind: Kind
     offset: int
     count: int = 1
-    stack: str | None = None
+    address: Address | None = None
     slot: int = 0
-    shared: str | None = None
     label: str = field(default="", compare=False)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether this is one layer that is not one of a stack."""
+        return self.count == 1 and (self.address is None or self.address.group != STACKED)
 
     def apply(self, params: Params, x: Tree, layer_keys: Any, train: bool) -> Tree:
         """The layers one after the other.
@@ -108,19 +111,18 @@ def make_stages(layout: Layout, shapes: list[LayerShapes]) -> list[Stage]:
 
 def _single(layout: Layout, index: int, start: int) -> Part:
     kind, label = layout.module.layers[index].kind, layout.module.label(index)
-    if stack := layout.stack_of(index):
-        return Part(kind, index - start, stack=stack.name, slot=stack.places[index][1], label=label)
-    shared = layout.shared_of(index)
-    return Part(kind, index - start, shared=shared.name if shared else None, label=label)
+    address = layout.address_of(index)
+    stacked = address is not None and address.group == STACKED
+    slot = layout.stacks[address.name].places[index][1] if address is not None and stacked else 0
+    return Part(kind, index - start, address=address, slot=slot, label=label)
 
 
 def _continues(run: Part, part: Part, before: LayerShapes, here: LayerShapes) -> bool:
     """Whether `part` extends the run before it: a scan needs one function, one stack and one shape throughout."""
+    in_a_row = part.address is None or (part.address.group == STACKED and part.slot == run.slot + run.count)
     return (
         run.kind is part.kind
-        and run.stack == part.stack
-        and run.shared is None
-        and part.shared is None
-        and (part.stack is None or part.slot == run.slot + run.count)
+        and run.address == part.address
+        and in_a_row
         and signature(before.inputs) == signature(before.outputs) == signature(here.inputs) == signature(here.outputs)
     )

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpipe.executor.train import StepResult
 from jaxpipe.model.keys import as_key
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.monitor.watch import StepInfo
@@ -17,18 +18,19 @@ from jaxpipe.training.state import TrainState
 
 
 def make_step(
-    value_and_grad: Callable[..., tuple[jax.Array, Any]], optimizer: Layerwise, gradient_clipping: float | None
+    value_and_grad: Callable[..., StepResult], optimizer: Layerwise, gradient_clipping: float | None
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, StepInfo]]:
     """`step(state, inputs, labels) -> (state, info)`, traceable.
 
     Args:
-      value_and_grad: (params, inputs, labels, key) -> (loss, grads).
+      value_and_grad: (params, inputs, labels, key) -> the loss and its gradient.
       gradient_clipping: largest norm of the whole gradient, or None.
     """
 
     def step(state: TrainState, inputs: Any, labels: Any) -> tuple[TrainState, StepInfo]:
         key = as_key(jax.random.fold_in(state.key, state.step))
-        loss, grads = value_and_grad(state.params, inputs, labels, key)
+        result = value_and_grad(state.params, inputs, labels, key)
+        loss, grads = result.loss, result.grads
         with plain_numpy_rules():
             norm = global_norm(grads)
             used = grads if gradient_clipping is None else clipped(grads, norm, gradient_clipping)

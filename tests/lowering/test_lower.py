@@ -24,7 +24,7 @@ def test_slots_are_what_the_simulator_counts(name, size):
     schedule = schedules.get(name, *size)
     program = lower(schedule)  # replays itself
     assert program.saved_per_rank == tuple(schedules.simulate(schedule).peak_live)
-    assert program.saved_slots == max(program.saved_per_rank)
+    assert program.pools == {"saved": max(program.saved_per_rank)}
 
 
 @given(sizes)
@@ -32,11 +32,14 @@ def test_one_f_one_b_needs_no_arrival_buffers_and_permutes_edges_that_carry_data
     stages, micro_batches = size
     program = lower(schedules.one_f_one_b(stages, micro_batches))
     assert program.num_ticks == 2 * (micro_batches + stages - 1)
-    assert program.direct == {"forward", "backward"}
+    assert program.direct == program.inboxes.keys()
     assert program.saved_per_rank == tuple(min(stages - rank, micro_batches) for rank in range(stages))
     assert len(program.loops) == (1 if micro_batches > 1 else 2)
     for loop, phase in [(each, phase) for each in program.loops for phase in range(each.period)]:
-        forward, backward = (program.phase_edges(loop, phase, d) for d in ("forward", "backward"))
+        channels = {channel.value: number for number, channel in enumerate(program.channels)}
+        forward, backward = (
+            program.phase_edges(loop, phase, channels[value]) if value in channels else () for value in ("y", "dx")
+        )
         if stages > 2 and micro_batches > 1:
             assert {a for a, _ in forward}.isdisjoint(b for _, b in forward), "ranks only wait for true dependencies"
         assert all(b == a + 1 for a, b in forward) and all(b == a - 1 for a, b in backward)
@@ -48,7 +51,7 @@ def test_forward_only_is_one_tick_per_micro_batch(size):
     program = lower(schedules.forward_only(stages, micro_batches))
     assert program.num_ticks == micro_batches + stages - 1
     assert [loop.period for loop in program.loops] == [1]
-    assert program.saved_slots == program.backward_slots == 0
+    assert not program.pools and program.inboxes.keys() <= {"y"}
 
 
 @st.composite
@@ -99,9 +102,9 @@ def _mutants(program, rng):
         cell = program.cells[tick][rank]
         wrong = rng.choice(
             [
-                Cell(arrive_forward=cell.arrive_forward, arrive_backward=cell.arrive_backward),
+                Cell(arrive=cell.arrive),
                 cell._replace(micro_batch=(cell.micro_batch + 1) % program.schedule.num_micro_batches),
-                cell._replace(saved=cell.saved + 1),
+                cell._replace(slots=tuple(slot + 1 for slot in cell.slots)),
             ]
         )
         rows = [list(row) for row in program.cells]
@@ -122,9 +125,9 @@ def test_the_replay_notices_a_permute_between_arrival_and_use():
     """Messages used as they arrive (no slot) are lost when another permute runs in between."""
     program = lower(schedules.eager_one_f_one_b(3, 4))
     (loop,) = program.loops
-    everywhere = tuple(edges | {("forward", (0, 1))} for edges in program.edges)
+    everywhere = tuple(traffic | {(0, (0, 1))} for traffic in program.traffic)
     with pytest.raises(AssertionError, match="reads None"):
-        verify(dataclasses.replace(program, edges=everywhere))
+        verify(dataclasses.replace(program, traffic=everywhere))
     assert loop.period == 2
 
 
