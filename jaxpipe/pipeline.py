@@ -222,7 +222,8 @@ class Pipeline:
     def traceable_step(self, params: Params, inputs: Tree, labels: Tree, key: Key | None) -> StepResult:
         """`value_and_grad` without its checks and its own jit, for use inside a larger compiled step."""
         batch = inputs, labels
-        return _value_and_grad(self.plan(batch, key), params, batch, key, poison=self._poison)
+        plan = TrainPlan(self.layout, self.mesh, self.program, self.remat, batch, key)
+        return _value_and_grad(plan, params, batch, key, poison=self._poison)
 
     # --------------------------------------------------------------------------------------------------- evaluation
 

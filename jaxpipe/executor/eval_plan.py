@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
 from jaxpipe.executor.batch import micro_batch_avals
-from jaxpipe.executor.capture import Captured, capture
 from jaxpipe.executor.options import Options
 from jaxpipe.executor.plan import distinct
 from jaxpipe.executor.residence import Repeat
@@ -19,6 +18,7 @@ from jaxpipe.executor.weights import Weights
 from jaxpipe.executor.wire import Codec
 from jaxpipe.lowering.program import Program
 from jaxpipe.model.abstract import with_axes
+from jaxpipe.model.capture import Captured, capture
 from jaxpipe.model.layout import Layout
 from jaxpipe.model.module import LayerShapes
 from jaxpipe.model.shapes import describe
@@ -96,12 +96,18 @@ class EvalPlan:
         self.codec = Codec([stage.inputs for stage in self.stages[1:]])
         self.weights = Weights(layout, mesh)
 
-        def captured() -> tuple[list[EvalStage], list[int], SharedTail | None]:
-            programs, ids = distinct(self.stages, lambda s: EvalStage(s, self._capture(s.parts, s.inputs)))
-            return programs, ids, SharedTail(inner, self._capture(tail, inner)) if shared else None
+        self.programs: list[EvalStage] = []
+        self.program_ids: list[int] = []
+        self.tail: SharedTail | None = None
 
-        # Layers may name mesh axes, so the axes have to be bound while layers are traced.
-        self.programs, self.program_ids, self.tail = with_axes(mesh, captured)
+        def captured() -> tuple[()]:
+            self.programs, self.program_ids = distinct(
+                self.stages, lambda stage: EvalStage(stage, self._capture(stage.parts, stage.inputs))
+            )
+            self.tail = SharedTail(inner, self._capture(tail, inner)) if shared else None
+            return ()
+
+        with_axes(mesh, captured)()
 
     def _capture(self, parts: Sequence[Part], inputs: Avals) -> Captured:
         def run(held: Params, x: Tree) -> Tree:
@@ -110,7 +116,7 @@ class EvalPlan:
 
                 def step(x: Tree, repeat: Repeat, one: Part = one) -> Tree:
                     [params] = self.weights.take(held, [one], repeat)
-                    return one.apply(params, x, None, False)
+                    return one.apply(params, x, None)
 
                 x = repeated(step, x, part.count)
             return x

@@ -4,6 +4,7 @@ A plan holds the distinct stage programs, what is kept between forward and backw
 been computed: it can be made for devices that are not there, printed, and asked for the bytes that a rank will need.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxpipe.executor.batch import micro_batch_avals
-from jaxpipe.executor.remat import RematOption, mode
+from jaxpipe.executor.remat import Remat, RematOption, mode
 from jaxpipe.executor.stage_program import StageProgram
 from jaxpipe.executor.store import Store
 from jaxpipe.executor.unit import split_inexact
@@ -75,13 +76,18 @@ class TrainPlan:
         cut = [stage.inputs for stage in self.stages[1:]]
         self.codecs = {Y: Codec(cut), DX: Codec([split_inexact(tree)[0] for tree in cut])}
         self.weights, self.store = Weights(layout, mesh), Store()
-        units = mode(remat)
+        self.programs: list[StageProgram] = []
+        self.program_ids: list[int] = []
+        with_axes(mesh, functools.partial(self._capture, mode(remat), key_aval))()
+
+    def _capture(self, remat: Remat, key: Avals) -> tuple[()]:
+        loss_fn = self.layout.module.loss_fn
 
         def captured(stage: Stage) -> StageProgram:
-            return StageProgram(stage, self.weights, self.store, units, module.loss_fn, self.labels, key_aval)
+            return StageProgram(stage, self.weights, self.store, remat, loss_fn, self.labels, key)
 
-        # Layers may name mesh axes, so the axes have to be bound while layers are traced.
-        self.programs, self.program_ids = with_axes(mesh, lambda: distinct(self.stages, captured))
+        self.programs, self.program_ids = distinct(self.stages, captured)
+        return ()
 
     def bytes_per_rank(self) -> dict[str, int]:
         """What a device holds during a step, in bytes, by category; each the largest need of any rank.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxpipe.executor.capture import capture
 from jaxpipe.executor.unit import run_parts, split_inexact
+from jaxpipe.model.capture import capture
 from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.shapes import aval
 from jaxpipe.model.stages import Part, Stage
@@ -49,7 +49,7 @@ class Tail:
         self.parts, self.params, self.inputs = tuple(parts), params, inputs
 
         def loss(params: Params, x: Tree, layer_keys: Tree, labels: Tree) -> jax.Array:
-            y = run_parts(self.parts, params, x, layer_keys, train=True)
+            y = run_parts(self.parts, params, x, layer_keys)
             return loss_terms(loss_fn, y, labels).total
 
         def gradient(params: Params, x: Tree, layer_keys: Tree, labels: Tree, seed: jax.Array) -> LossAndGradient:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.executor.capture import capture
+from jaxpipe.model.capture import capture
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.stages import Part
 from jaxpipe.model.values import canonical
@@ -37,10 +37,10 @@ def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
     return [leaves[i] for i in chosen], rebuild
 
 
-def run_parts(parts: Sequence[Part], params: Sequence[Params], x: Tree, layer_keys: Sequence[Any], train: bool) -> Tree:
+def run_parts(parts: Sequence[Part], params: Sequence[Params], x: Tree, layer_keys: Sequence[Any]) -> Tree:
     """The parts one after the other; `params` and `layer_keys` have one entry per part."""
     for part, held, key in zip(parts, params, layer_keys, strict=True):
-        x = part.apply(held, x, key, train)
+        x = part.apply(held, x, key)
     return x
 
 
@@ -91,7 +91,7 @@ class Unit(abc.ABC):
         x_leaves, with_x = split_inexact(x)
 
         def function(param_leaves: Leaves, x_leaves: Leaves) -> Tree:
-            return run_parts(self.parts, with_params(param_leaves), with_x(x_leaves), layer_keys, train=True)
+            return run_parts(self.parts, with_params(param_leaves), with_x(x_leaves), layer_keys)
 
         return function, param_leaves, x_leaves
 
@@ -101,7 +101,7 @@ class Recompute(Unit):
 
     def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, layer_keys: Avals):
         super().__init__(parts, params, inputs, layer_keys)
-        self._forward = capture(lambda p, x, k: run_parts(parts, p, x, k, train=True), params, inputs, layer_keys)
+        self._forward = capture(lambda p, x, k: run_parts(parts, p, x, k), params, inputs, layer_keys)
         self.outputs = self._forward.outputs
         self.saved, self.saved_inputs = list(self._inputs), list(range(len(self._inputs)))
         structure = jax.tree.structure(inputs)

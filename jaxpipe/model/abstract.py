@@ -1,54 +1,44 @@
 """Shapes of what users' functions return, with the axes that they may name."""
 
+import functools
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
 from jaxpipe.model.blame import Fault
-from jaxpipe.model.shapes import avals
-from jaxpipe.types import Tree
-
-Made = TypeVar("Made")
+from jaxpipe.model.capture import Captured, capture
+from jaxpipe.types import Avals, Tree
 
 
-def abstract(function: Callable[..., Tree], *args: Tree, mesh: Mesh | None = None) -> Tree:
-    """`jax.eval_shape(function, *args)` with the mesh axes bound as they are inside a compiled step.
+def with_axes(mesh: Mesh, function: Callable[[], tuple[()]]) -> Callable[[], tuple[()]]:
+    """`function` as one that runs with the mesh axes bound, as they are inside a compiled step.
 
-    Users' layers and losses may name them: `jax.lax.pmean(x, "data")`.
+    Users' layers and losses may name those axes, `jax.lax.pmean(x, "data")`, so whatever traces them has to run like this.
+    """
+    inside = jax.shard_map(
+        function, mesh=mesh, in_specs=(), out_specs=(), axis_names=manual_axes(mesh), check_vma=False
+    )
+    return functools.partial(jax.eval_shape, inside)
 
-    Args:
-      mesh: of the step; None binds "data" as an axis of one device.
+
+def abstract(function: Callable[..., Tree], *args: Avals, mesh: Mesh) -> Avals:
+    """`jax.eval_shape(function, *args)`, with the mesh axes bound.
 
     Raises:
       Fault: the function would wait for ever in a step.
     """
-    args = avals(args)
-    if mesh is None:
-        found = jax.eval_shape(with_data_axis(function, 1), *args)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), found)
-    spec = jax.sharding.PartitionSpec()
-    inside = jax.shard_map(
-        function, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=manual_axes(mesh), check_vma=False
-    )
-    traced, found = jax.make_jaxpr(inside, return_shape=True)(*args)
-    refuse_deadlocks(traced, mesh)
-    return avals(found)
+    found: list[Captured] = []
 
-
-def with_axes(mesh: Mesh, function: Callable[[], Made]) -> Made:
-    """`function()`, with the mesh axes bound as they are inside a compiled step: what it traces may name them."""
-    made: list[Made] = []
-
-    def inside() -> tuple[()]:
-        made.append(function())
+    def trace() -> tuple[()]:
+        found.append(capture(function, *args))
         return ()
 
-    run = jax.shard_map(inside, mesh=mesh, in_specs=(), out_specs=(), axis_names=manual_axes(mesh), check_vma=False)
-    jax.eval_shape(run)
-    return made[0]
+    with_axes(mesh, trace)()
+    refuse_deadlocks(found[0].jaxpr, mesh)
+    return found[0].outputs
 
 
 def refuse_deadlocks(traced: Any, mesh: Mesh) -> None:
@@ -74,6 +64,12 @@ def refuse_deadlocks(traced: Any, mesh: Mesh) -> None:
 def with_data_axis(function: Callable[..., Tree], size: int) -> Callable[..., Tree]:
     """The function of one data rank as one that is traced without a mesh: "data" is an axis of `size`, dim 0 of results."""
     return jax.vmap(function, in_axes=None, axis_name=DATA, axis_size=size)
+
+
+def on_one_data_rank(function: Callable[..., Tree], *args: Avals) -> Avals:
+    """`jax.eval_shape(function, *args)` without a mesh, with "data" as an axis of one device."""
+    found = jax.eval_shape(with_data_axis(function, 1), *args)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), found)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:

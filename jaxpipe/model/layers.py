@@ -134,7 +134,7 @@ class Kind:
     """
 
     init: Callable[[jax.Array, Tree], Params]
-    apply: Callable[[Params, Tree, jax.Array | None, bool], Tree]
+    apply: Callable[..., Tree]
     uses_key: bool = False
 
     def __post_init__(self):
@@ -143,9 +143,9 @@ class Kind:
 
 
 def _guarded(function: Callable[..., Tree]) -> Callable[..., Tree]:
-    def call(*args: Any) -> Tree:
+    def call(*args: Any, **flags: bool) -> Tree:
         try:
-            return canonical(function(*args))
+            return canonical(function(*args, **flags))
         except Exception as error:
             mark(error)
             raise

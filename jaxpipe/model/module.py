@@ -1,7 +1,9 @@
 """`PipelineModule`: the layer list, its loss, and how to cut it."""
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,21 +12,30 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import DataError, LayerError, LossError
 from jaxpipe.model import keys, partition
-from jaxpipe.model.abstract import abstract, with_data_axis
+from jaxpipe.model.abstract import on_one_data_rank, refuse_deadlocks, with_axes, with_data_axis
 from jaxpipe.model.blame import blame
+from jaxpipe.model.capture import Captured, capture
 from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, bind
 from jaxpipe.model.loss import LossShapes, loss_shapes
-from jaxpipe.model.shapes import avals, describe
-from jaxpipe.types import LossFn, Params, Tree
+from jaxpipe.model.shapes import avals, describe, signature
+from jaxpipe.types import Avals, LossFn, Params, Tree
 
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """Abstract values of one layer: what it holds (nothing for a later use of a tie), takes and returns."""
+    """Abstract values of one layer.
 
-    params: Params
-    inputs: Tree
-    outputs: Tree
+    Attributes:
+      params: what it holds; nothing for a later use of a tie.
+      inputs, outputs: what it takes and returns.
+      run: `run(params, x, key) -> y`, the layer as it was traced (key: None if it looks at none). None if shapes were
+        evaluated without a mesh.
+    """
+
+    params: Avals
+    inputs: Avals
+    outputs: Avals
+    run: Captured | None = None
 
 
 class PipelineModule:
@@ -109,20 +120,60 @@ class PipelineModule:
             is raised as it is, with a note that names the layer.
         """
         found: list[LayerShapes] = []
+        if mesh is None:
+            self._shapes(found, example, params, train, key)
+        else:
+            with_axes(mesh, functools.partial(self._trace, found, example, params, train, key, mesh))()
+        return found
+
+    def _trace(
+        self,
+        found: list[LayerShapes],
+        example: Tree,
+        params: Sequence[Params] | None,
+        train: bool,
+        key: Avals,
+        mesh: Mesh,
+    ) -> tuple[()]:
+        """Fills `found`, with the mesh axes bound. Layers of one kind on the same shapes are traced once."""
+        seen: dict[Hashable, Captured] = {}
         x = avals(example)
         for index, layer in enumerate(self.layers):
-            source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
-            with blame(self.label(index), lambda x=x, source=source: f"{source} {describe(x)}"):
-                held = (
-                    abstract(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x, mesh=mesh)
-                    if params is None
-                    else avals(params[index])
-                )
+            with self._blame(index, x):
+                held = avals(params[index]) if params is not None else None
+                if held is None:
+                    made = capture(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x)
+                    refuse_deadlocks(made.jaxpr, mesh)
+                    held = made.outputs
                 owned = held if self.owners[index] == index else found[self.owners[index]].params
-                y = abstract(lambda p, v, k, f=layer.apply: f(p, v, k, train), owned, x, key, mesh=mesh)
+                args = owned, x, key if layer.kind.uses_key else None
+                same = layer.kind, signature(args)
+                if same not in seen:
+                    apply = functools.partial(layer.kind.apply, train=train)
+                    seen[same] = Captured(*jax.make_jaxpr(apply, return_shape=True)(*args))
+                    refuse_deadlocks(seen[same].jaxpr, mesh)
+            found.append(LayerShapes(held, x, seen[same].outputs, seen[same]))
+            x = seen[same].outputs
+        return ()
+
+    def _shapes(
+        self, found: list[LayerShapes], example: Tree, params: Sequence[Params] | None, train: bool, key: Avals
+    ) -> None:
+        """Fills `found` without a mesh."""
+        x = avals(example)
+        for index, layer in enumerate(self.layers):
+            with self._blame(index, x):
+                held = avals(params[index]) if params is not None else None
+                if held is None:
+                    held = on_one_data_rank(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x)
+                owned = held if self.owners[index] == index else found[self.owners[index]].params
+                y = on_one_data_rank(functools.partial(layer.kind.apply, train=train), owned, x, key)
             found.append(LayerShapes(held, x, y))
             x = y
-        return found
+
+    def _blame(self, index: int, x: Avals) -> AbstractContextManager[None]:
+        source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
+        return blame(self.label(index), lambda: f"{source} {describe(x)}")
 
     def loss_shapes(self, outputs: Tree, labels: Tree, mesh: Mesh | None = None) -> LossShapes:
         """Shapes of the loss terms of one micro-batch, from those of outputs and labels.
@@ -173,8 +224,7 @@ class PipelineModule:
             held = shapes[self.owners[index]].params
             seen = (layer.kind, str(avals((held, shape.inputs))))
             if seen not in counted:
-                source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
-                with blame(self.label(index), lambda x=shape.inputs, source=source: f"{source} {describe(x)}"):
+                with self._blame(index, shape.inputs):
                     run = with_data_axis(lambda p, x, f=layer.apply: f(p, x, None, True), 1)
                     lowered = jax.jit(run).lower(held, shape.inputs)
                 counted[seen] = int((lowered.cost_analysis() or {}).get("flops", 0))

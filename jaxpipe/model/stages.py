@@ -4,6 +4,7 @@ A part is a run of like layers (scanned over their stack) or a single layer. Sta
 same program: three for a usual transformer (first, middle, last), whatever the number of ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,12 +19,18 @@ from jaxpipe.model.shapes import describe, signature
 from jaxpipe.types import Params, Tree
 
 
+def not_traced(*_: Tree) -> Tree:
+    """Stands for the function of a layer where only shapes are known."""
+    raise AssertionError("This layer was not traced on a mesh.")
+
+
 @dataclass(frozen=True)
 class Part:
     """`count` like layers in a row.
 
     Attributes:
-      kind: the function.
+      kind: what makes layers alike.
+      run: the function of one layer, as it was traced: `run(params, x, key) -> y`.
       offset: index of the first of them within the stage.
       address: where the weights are that they compute with, or None if they have none.
       slot: the slot of the first of them, if those weights are a stack.
@@ -36,14 +43,15 @@ class Part:
     address: Address | None = None
     slot: int = 0
     label: str = field(default="", compare=False)
+    run: Callable[..., Tree] = field(default=not_traced, compare=False, repr=False)
 
     @property
     def is_single(self) -> bool:
         """Whether this is one layer that is not one of a stack."""
         return self.count == 1 and (self.address is None or self.address.group != STACKED)
 
-    def apply(self, params: Params, x: Tree, layer_keys: Any, train: bool) -> Tree:
-        """The layers one after the other.
+    def apply(self, params: Params, x: Tree, layer_keys: Any) -> Tree:
+        """The layers one after the other, as they were traced.
 
         Args:
           params: of the layer; with a leading dim of `count` if it is more than one.
@@ -52,11 +60,12 @@ class Part:
 
         def step(x: Tree, each: Any) -> tuple[Tree, None]:
             params, key = each
-            return self.kind.apply(params, x, key, train), None
+            return self.run(params, x, key), None
 
+        # Derivatives that users have written run here.
         with blame(f"{self.label} or one like it", lambda: f"it was given {describe(x)}"):
             if self.count == 1:
-                return self.kind.apply(params, x, layer_keys, train)
+                return self.run(params, x, layer_keys)
             return jax.lax.scan(step, x, (params, layer_keys), length=self.count)[0]
 
     def keys(self, micro_batch_key: jax.Array | None, first: jax.Array) -> Any:
@@ -98,7 +107,7 @@ def make_stages(layout: Layout, shapes: list[LayerShapes]) -> list[Stage]:
         parts: list[Part] = []
         taken: list[Tree] = []
         for index in range(start, stop):
-            part = _single(layout, index, start)
+            part = _single(layout, index, start, shapes[index])
             if parts and _continues(parts[-1], part, shapes[index - 1], shapes[index]):
                 parts[-1] = replace(parts[-1], count=parts[-1].count + 1)
             else:
@@ -109,12 +118,12 @@ def make_stages(layout: Layout, shapes: list[LayerShapes]) -> list[Stage]:
     return stages
 
 
-def _single(layout: Layout, index: int, start: int) -> Part:
+def _single(layout: Layout, index: int, start: int, shapes: LayerShapes) -> Part:
     kind, label = layout.module.layers[index].kind, layout.module.label(index)
     address = layout.address_of(index)
     stacked = address is not None and address.group == STACKED
     slot = layout.stacks[address.name].places[index][1] if address is not None and stacked else 0
-    return Part(kind, index - start, address=address, slot=slot, label=label)
+    return Part(kind, index - start, address=address, slot=slot, label=label, run=shapes.run or not_traced)
 
 
 def _continues(run: Part, part: Part, before: LayerShapes, here: LayerShapes) -> bool:

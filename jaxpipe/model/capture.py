@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 
+from jaxpipe.model.shapes import avals
 from jaxpipe.types import Avals, Leaves, Tree
 
 
@@ -32,13 +33,16 @@ class Source:
 class Captured:
     """Calls like the function it was captured from.
 
+    Args:
+      jaxpr, outputs: what `jax.make_jaxpr(function, return_shape=True)` gives.
+
     Attributes:
       jaxpr: the trace.
       outputs: abstract values of the results.
     """
 
     def __init__(self, jaxpr: jex.ClosedJaxpr, outputs: Avals):
-        self.jaxpr, self.outputs = jaxpr, outputs
+        self.jaxpr, self.outputs = jaxpr, avals(outputs)
         self._run = jex.jaxpr_as_fun(jaxpr)
         self._structure = jax.tree.structure(outputs)
 
@@ -71,5 +75,4 @@ class Captured:
 
 def capture(function: Callable[..., Tree], *args: Avals) -> Captured:
     """Traces a function on abstract values. Where mesh axes are named, they have to be bound: see `with_axes`."""
-    jaxpr, outputs = jax.make_jaxpr(function, return_shape=True)(*args)
-    return Captured(jaxpr, outputs)
+    return Captured(*jax.make_jaxpr(function, return_shape=True)(*args))
