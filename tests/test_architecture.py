@@ -43,9 +43,9 @@ LATE = {
 # Where a thing may be used; everywhere else it is forbidden.
 ONLY_IN = {
     "ppermute": {"executor/loop.py"},
-    "psum": {"executor/reduce.py"},
-    "psum_scatter": {"executor/reduce.py"},
-    "all_gather": {"executor/reduce.py", "optimizer/collect.py"},
+    "psum": {"executor/everywhere.py", "executor/reduce.py"},
+    "psum_scatter": {"executor/everywhere.py", "executor/reduce.py"},
+    "all_gather": {"executor/everywhere.py", "optimizer/collect.py"},
     "all_to_all": set(),
     "pmean": set(),
     "pmax": set(),

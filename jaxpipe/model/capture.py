@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 
 from jaxpipe.model.shapes import avals
 from jaxpipe.types import Avals, Leaves, Tree
@@ -51,7 +52,9 @@ class Captured:
 
     def leaves(self, *args: Tree) -> Leaves:
         """The results, flat."""
-        return self._run(*jax.tree.leaves(args))
+        # A result that is a literal of the jaxpr comes out as a number of Python or NumPy.
+        made = zip(self._run(*jax.tree.leaves(args)), jax.tree.leaves(self.outputs), strict=True)
+        return [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf, aval.dtype) for leaf, aval in made]
 
     def sources(self, start: int) -> list[Source]:
         """Where the results, flat, come from, those from number `start` on."""
