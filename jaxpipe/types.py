@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 # Any pytree of arrays: what users' layers take and return, and what loss functions get.
 Tree: TypeAlias = Any
@@ -17,6 +18,8 @@ Avals: TypeAlias = Any
 Params: TypeAlias = Any
 # (inputs, labels) of a micro-batch, leaves [B, ...], or of a batch, leaves [M, B, ...].
 Batch: TypeAlias = tuple[Tree, Tree]
+# An array of JAX on a device, or of NumPy on the host.
+AnyArray: TypeAlias = jax.Array | np.ndarray
 # The arrays of a tree, or some of them, in the order of `jax.tree.leaves`.
 Leaves: TypeAlias = list[Any]
 # The path of a leaf in a tree, as `jax.tree_util.tree_flatten_with_path` gives it: entries such as `DictKey("w")`.

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from jaxpipe.errors import DataError, LossError
 from jaxpipe.mesh import DATA, manual_axes
@@ -15,7 +16,9 @@ from jaxpipe.model import loss_weight
 from jaxpipe.model.abstract import refuse_deadlocks
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import describe, sum_dtype
-from jaxpipe.types import Avals, LossFn, Tree
+from jaxpipe.types import AnyArray, Avals, LossFn, Tree
+
+Array = TypeVar("Array", bound=AnyArray)
 
 _RULE = (
     "loss_fn(outputs, labels) returns a scalar mean, or jaxpipe.Weighted(total, weight) for an exactly weighted mean; "
@@ -43,8 +46,8 @@ class Weighted:
         the gradient.
     """
 
-    total: Any
-    weight: Any
+    total: ArrayLike
+    weight: ArrayLike
 
 
 class LossTerms(NamedTuple):
@@ -160,7 +163,7 @@ def weight_from_labels(loss_fn: LossFn | None, outputs: Avals, labels: Tree) -> 
     return loss_weight.without(lambda y, t: loss_terms(loss_fn, y, t).weight, outputs, labels)
 
 
-def over(total: Any, weight: Any) -> Any:
+def over(total: Array, weight: Array) -> Array:
     """total / weight, and 0 where the weight is 0, because nothing counted. Every weighted mean follows this rule.
 
     Args:
@@ -199,7 +202,7 @@ def _shown(tree: Tree) -> str:
         return f"{tree!r:.200}"
 
 
-def _not_one_loss(result: Sequence[Any]) -> str:
+def _not_one_loss(result: Sequence[object]) -> str:
     kind = f"a {type(result).__name__} of {len(result)} values"
     if len(result) == 2 and all(isinstance(a, int | float) or getattr(a, "shape", None) == () for a in result):
         return (

@@ -20,14 +20,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxpipe.errors import LossError
 from jaxpipe.model.loss import Weighted, over
 from jaxpipe.model.shapes import describe, sum_dtype
+from jaxpipe.types import AnyArray
 
 __all__ = ["Concat", "Joined", "Max", "Mean", "Metric", "Min", "Sum", "WeightedMean", "as_metrics"]
 
-Terms = tuple[Any, ...]  # arrays, of JAX on a device or of NumPy on the host
+Terms = tuple[AnyArray, ...]
 
 ADD, LARGER, SMALLER, ROWS = "add", "larger", "smaller", "rows"
 
@@ -42,7 +44,7 @@ class Metric:
       join: how terms are joined, one of `ADD`, `LARGER`, `SMALLER` and `ROWS`.
     """
 
-    value: Any
+    value: ArrayLike
     join: ClassVar[str] = ADD
 
     def terms(self, rows: int) -> Terms:
@@ -54,7 +56,7 @@ class Metric:
         raise NotImplementedError
 
     @staticmethod
-    def finish(terms: Terms) -> Any:
+    def finish(terms: Terms) -> AnyArray:
         """The result, made of the joined terms: an array of the same library."""
         return terms[0]
 
@@ -68,7 +70,7 @@ class Mean(Metric):
         return value * rows, jnp.full((), rows, value.dtype)
 
     @staticmethod
-    def finish(terms: Terms) -> Any:
+    def finish(terms: Terms) -> AnyArray:
         return over(*terms)
 
 
@@ -81,7 +83,7 @@ class WeightedMean(Metric):
       weight: an array that broadcasts with `value`, or a number.
     """
 
-    weight: Any
+    weight: ArrayLike
 
     def terms(self, rows: int) -> Terms:
         del rows
@@ -89,7 +91,7 @@ class WeightedMean(Metric):
         return value, _array(self.weight).astype(value.dtype)
 
     @staticmethod
-    def finish(terms: Terms) -> Any:
+    def finish(terms: Terms) -> AnyArray:
         return over(*terms)
 
 
@@ -159,7 +161,7 @@ class Joined:
         join = {ADD: xp.add, LARGER: xp.maximum, SMALLER: xp.minimum}[self.rule.join]
         return Joined(tuple(join(a, b) for a, b in zip(self.terms, other.terms, strict=True)), self.rule)
 
-    def finish(self) -> Any:
+    def finish(self) -> AnyArray:
         """The result of the metric, an array of the same library as the terms."""
         return self.rule.finish(self.terms)
 
@@ -181,7 +183,7 @@ def as_metrics(found: Any) -> dict[str, Metric]:
         elif isinstance(value, Weighted):
             value = WeightedMean(value.total, value.weight)
         elif not isinstance(value, Metric):
-            value = Mean(value)
+            value = Mean(value)  # pyright: ignore[reportArgumentType]  # judged below
         for part in (value.value, value.weight) if isinstance(value, WeightedMean) else (value.value,):
             if not isinstance(part, (jax.Array, np.ndarray, np.generic, int, float)):
                 raise LossError(
@@ -192,12 +194,12 @@ def as_metrics(found: Any) -> dict[str, Metric]:
     return made
 
 
-def _array(value: Any) -> jax.Array:
+def _array(value: ArrayLike) -> jax.Array:
     value = jnp.asarray(value)
     return jax.lax.convert_element_type(value, value.dtype)  # not weakly typed
 
 
-def _summable(value: Any) -> jax.Array:
+def _summable(value: ArrayLike) -> jax.Array:
     value = _array(value)
     if jnp.issubdtype(value.dtype, jnp.integer):
         short = jnp.iinfo(value.dtype).bits < 32  # a sum of such values would overflow soon
@@ -206,6 +208,6 @@ def _summable(value: Any) -> jax.Array:
     return value.astype(jnp.int32 if value.dtype == bool else sum_dtype(value.dtype))
 
 
-def _floating(value: Any) -> jax.Array:
+def _floating(value: ArrayLike) -> jax.Array:
     value = _summable(value)
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.zeros(()).dtype)
