@@ -19,7 +19,7 @@ from jaxpipe.checkpoint.manifest import ArraySpec
 from jaxpipe.model.layout import Layout, Stack, is_stack, layer_name
 from jaxpipe.optimizer.state import StateLeaf, StatePlan
 from jaxpipe.training.state import TrainState
-from jaxpipe.types import KeyPath
+from jaxpipe.types import AnyArray, KeyPath
 
 STATE = "state"
 PARAMS, OPT_STATE = "params", "opt_state"
@@ -93,7 +93,7 @@ class Homes:
         """
         leaves = [_raw(leaf) for leaf in jax.tree.leaves(state)]
         for item in [*map(layer_item, range(self.num_layers)), STATE]:
-            arrays: Arrays = {}
+            arrays: dict[str, AnyArray] = {}
             for home, leaf in zip(self._homes, leaves, strict=True):
                 if item in home.names:
                     place = None if home.places is None else home.places[item]

@@ -14,10 +14,10 @@ import numpy as np
 
 from jaxpipe.checkpoint.manifest import ArraySpec
 from jaxpipe.checkpoint.plain import plain
-from jaxpipe.types import KeyPath, Tree
+from jaxpipe.types import AnyArray, KeyPath, Tree
 
 # JAX or NumPy arrays by name. A "/" in a name nests: {"params/up/kernel": a} is {"params": {"up": {"kernel": a}}} on disk.
-Arrays = dict[str, Any]
+Arrays = Mapping[str, AnyArray]
 
 # These characters separate the parts of a name: "/" here, "." in Orbax, ":" in paths of the optimizer state. Inside of a
 # part they are written as %xx.
@@ -99,7 +99,7 @@ def unescaped(part: str) -> str:
     return re.sub("%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), part)
 
 
-def nest(arrays: Mapping[str, Any], separator: str = "/", key: Callable[[str], str] = str) -> dict[str, Any]:
+def nest(arrays: Mapping[str, object], separator: str = "/", key: Callable[[str], str] = str) -> dict[str, Any]:
     """Makes {"a": {"b": x}} of {"a/b": x}; `key` makes a key of each part."""
     nested: dict[str, Any] = {}
     for name, array in arrays.items():
@@ -111,7 +111,7 @@ def nest(arrays: Mapping[str, Any], separator: str = "/", key: Callable[[str], s
     return nested
 
 
-def _named(tree: Tree) -> Arrays:
+def _named(tree: Tree) -> dict[str, Any]:
     """The inverse of `nest`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}

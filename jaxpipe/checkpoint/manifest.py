@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxpipe.errors import CheckpointError
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 
 NAME = "checkpoint.json"
 PROGRAM = "jaxpipe"  # written into the file, because other programs use the name of the file too
@@ -77,10 +79,10 @@ class Manifest:
     step: int
     train_calls: int
     micro_batches_seen: int
-    data_state: Any
+    data_state: Json
     key_impl: str | None
     client_state: dict[str, Any]
-    config: dict[str, Any]
+    config: dict[str, Json]
     partition: list[int]
     mesh: dict[str, int]
     versions: dict[str, str]
@@ -167,7 +169,7 @@ def _specs(found: dict[str, str]) -> dict[str, ArraySpec]:
     return made
 
 
-def check_json(value: Any, what: str) -> None:
+def check_json(value: object, what: str) -> None:
     """Raises CheckpointError unless `value` comes back from JSON unchanged. Messages call it `what`."""
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return
@@ -186,7 +188,7 @@ def check_json(value: Any, what: str) -> None:
         )
 
 
-def encode_data_state(state: Any) -> Any:
+def encode_data_state(state: Any) -> dict[str, Json]:
     """Makes a JSON value of what `data_iter.get_state()` returned, which may be bytes or a JSON value.
 
     Raises:
@@ -198,6 +200,6 @@ def encode_data_state(state: Any) -> Any:
     return {"json": copy.deepcopy(state)}
 
 
-def decode_data_state(encoded: Any) -> Any:
+def decode_data_state(encoded: Any) -> bytes | Json:
     """The inverse of `encode_data_state`."""
     return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]

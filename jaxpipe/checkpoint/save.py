@@ -62,7 +62,7 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> str | int | float | None:
     return value if isinstance(value, (str, int, float, type(None))) else getattr(value, "__name__", repr(value))
 
 
@@ -215,7 +215,7 @@ def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) ->
     return copy.deepcopy(state)  # it may be written later
 
 
-def data_state(data_iter: Any) -> Any:
+def data_state(data_iter: Any) -> dict[str, manifest.Json] | None:
     """What a data iterator says about where it stands, as a JSON value; None if there is no iterator.
 
     Raises:

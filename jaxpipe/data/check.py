@@ -1,7 +1,5 @@
 """Checks batches, micro-batches and examples by types and shapes, before anything is traced or moved."""
 
-from typing import Any
-
 import jax
 from jax.sharding import Mesh
 
@@ -13,7 +11,7 @@ from jaxpipe.types import Batch, Tree
 
 
 def check_batch(
-    batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False
+    batch: object, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False
 ) -> tuple[Tree, Tree, int]:
     """Checks a batch and splits it.
 
@@ -69,7 +67,7 @@ def check_micro_batch(item: Batch, mesh: Mesh, needs_labels: bool = True, any_ro
     check_rows(leaves, 0, 1 if any_rows or jax.process_count() > 1 else data_size(mesh))
 
 
-def check_example(example: Any, mesh: Mesh) -> None:
+def check_example(example: object, mesh: Mesh) -> None:
     """Checks the example of a micro-batch, a pair (inputs, labels) of arrays or ShapeDtypeStruct [B, ...].
 
     Raises:

@@ -43,7 +43,7 @@ def named(inputs: Tree, labels: Tree = None) -> Named:
     return found + [("labels" + path, leaf) for path, leaf in paths(labels)]
 
 
-def check_pair(item: Any, what: str, rule: str = "") -> Batch:
+def check_pair(item: object, what: str, rule: str = "") -> Batch:
     """Returns `item` as (inputs, labels).
 
     Args:
