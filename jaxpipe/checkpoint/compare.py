@@ -102,7 +102,11 @@ def _some(arrays: list[_Odd], most: int = 4) -> str:
 
 
 def check_key(path: Path, made: Manifest, state: TrainState) -> None:
-    """Raises CheckpointError if the PRNG key of the checkpoint is of another kind than that of the state."""
+    """Checks that the PRNG key of the checkpoint is of the same kind as that of the state.
+
+    Raises:
+      CheckpointError: it is of another kind.
+    """
     typed = jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
     mine = str(jax.random.key_impl(state.key)) if typed else None
     if mine != made.key_impl:

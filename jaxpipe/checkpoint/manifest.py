@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from jaxpipe.errors import CheckpointError
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = None | bool | int | float | str | list[Any] | dict[str, Any]
 
 NAME = "checkpoint.json"
 PROGRAM = "jaxpipe"  # written into the file, because other programs use the name of the file too
@@ -170,7 +170,14 @@ def _specs(found: dict[str, str]) -> dict[str, ArraySpec]:
 
 
 def check_json(value: object, what: str) -> None:
-    """Raises CheckpointError unless `value` comes back from JSON unchanged. Messages call it `what`."""
+    """Checks that a value comes back from JSON unchanged.
+
+    Args:
+      what: the name of the value in messages.
+
+    Raises:
+      CheckpointError: it does not.
+    """
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return
     if isinstance(value, list):

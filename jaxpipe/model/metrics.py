@@ -133,6 +133,11 @@ class Concat(Metric):
     join = ROWS
 
     def terms(self, rows: int) -> Terms:
+        """The rows themselves.
+
+        Raises:
+          LossError: the first dim of the value is not the rows of the micro-batch.
+        """
         value = _array(self.value)
         if value.shape[:1] != (rows,):
             raise LossError(

@@ -183,7 +183,11 @@ def partition(
 
 
 def check_method(method: object) -> None:
-    """Raises PartitionError for what is neither a string nor a list of boundaries."""
+    """Checks that a method is a string or a list of boundaries.
+
+    Raises:
+      PartitionError: it is neither.
+    """
     if not isinstance(method, str | Iterable) or isinstance(method, bytes | Mapping | Set):
         raise PartitionError(
             f"partition_method={method!r} must be 'uniform', 'parameters', 'cost', 'type:<regex>' (such as 'type:block'), "

@@ -9,7 +9,7 @@ from jaxpipe.optimizer.groups import Grouped
 from jaxpipe.optimizer.natural import NaturalTree
 from jaxpipe.optimizer.run import Stacked, Target, run
 from jaxpipe.optimizer.state import OptState, StatePlan
-from jaxpipe.optimizer.trace import BatchKey, Home, Trace
+from jaxpipe.optimizer.trace import ArrayKey, Home, Trace
 from jaxpipe.types import Avals, Tree
 
 
@@ -26,8 +26,8 @@ class Call:
         self.tree, self.mesh, self.plan = tree, mesh, plan
         self.homes: list[Home | None] = []
         self._values: list[ArrayLike | None] = []
-        self._batches: list[BatchKey] = []
-        self._held: dict[BatchKey, jax.Array] = {}
+        self._held_in: list[ArrayKey] = []
+        self._held: dict[ArrayKey, jax.Array] = {}
         self._number = 0
 
     def argument(self, tree: Tree) -> Avals:
@@ -51,14 +51,14 @@ class Call:
             self._take(leaf.home, (self._number, leaf.stack, leaf.name), array)
         return jax.tree.unflatten(self.plan.structure, [leaf.aval for leaf in self.plan.leaves])
 
-    def _take(self, home: Home | None, batch: BatchKey, value: jax.Array) -> None:
+    def _take(self, home: Home | None, key: ArrayKey, value: jax.Array) -> None:
         self.homes.append(home)
-        self._batches.append(batch if home else None)
+        self._held_in.append(key if home else None)
         self._values.append(None if home else value)
         if home:
-            self._held[batch] = value
+            self._held[key] = value
 
     def run(self, closed: jex.ClosedJaxpr, targets: list[Target]) -> tuple[Stacked, list[ArrayLike]]:
         """Runs the trace of the call on the arguments that were taken; see `run.run` for `targets` and the results."""
-        trace = Trace(closed, self.homes, self._batches, [target and target[:2] for target in targets])
+        trace = Trace(closed, self.homes, self._held_in, [target and target[:2] for target in targets])
         return run(Grouped(trace), self.tree.layout, self.mesh, self._values, self._held, targets)

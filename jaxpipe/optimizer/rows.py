@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxpipe.model.layout import Stack
 from jaxpipe.optimizer.calls import masked_while
-from jaxpipe.optimizer.trace import BatchKey, Equation, Value
+from jaxpipe.optimizer.trace import ArrayKey, Equation, Value
 
 Place = tuple[int, int]  # (rank, slot)
 
@@ -24,20 +24,20 @@ class Rows:
       rank: the number of this rank, a traced int32 [].
       num_ranks: S.
       stacks: all stacks of the layout, by name.
-      batches: arrays [K, ...] by key; each is this rank's rows of an array [S, K, ...].
-      slots: for each batch, the slots of its stack that its K rows are.
+      arrays: arrays [K, ...] by key; each is this rank's rows of an array [S, K, ...].
+      slots: for each of these arrays, the slots of its stack that its K rows are.
       loose: the values without a home.
     """
 
     rank: jax.Array
     num_ranks: int
     stacks: Mapping[str, Stack]
-    batches: dict[BatchKey, jax.Array]
-    slots: dict[BatchKey, list[int]]
+    arrays: dict[ArrayKey, jax.Array]
+    slots: dict[ArrayKey, list[int]]
     loose: Mapping[Value, ArrayLike]
 
     def compute(self, group: Sequence[Equation]) -> None:
-        """Computes a group, on all slots where some rank has a layer of the group, and adds its outputs to `batches`."""
+        """Computes a group, on all slots where some rank has a layer of the group, and adds its outputs to `arrays`."""
         eqn = group[0]
         assert eqn.home is not None
         places = self.stacks[eqn.home[0]].places
@@ -50,7 +50,7 @@ class Rows:
         if eqn.primitive.name == "while" and len(rows) < self.num_ranks * len(slots):
             wanted = self._mask(rows, slots)
         for v, out in zip(eqn.outputs, self._each_row(eqn, operands, len(slots), wanted), strict=True):
-            self.batches[v.batch], self.slots[v.batch] = out, slots
+            self.arrays[v.held_in], self.slots[v.held_in] = out, slots
 
     def _each_row(
         self, eqn: Equation, operands: Sequence[tuple[ArrayLike, bool]], count: int, wanted: jax.Array | None
@@ -97,10 +97,10 @@ class Rows:
           of layers that are not in `rows` hold arbitrary numbers.
         """
         alone = {place: v for place, v in rows.items() if not v.home}
-        held: dict[BatchKey, list[Place]] = {}
+        held: dict[ArrayKey, list[Place]] = {}
         for place, v in rows.items():
             if v.home:
-                held.setdefault(v.batch, []).append(place)
+                held.setdefault(v.held_in, []).append(place)
         result = None
         if alone:
             first = next(iter(alone.values()))
@@ -115,9 +115,9 @@ class Rows:
                 value = jnp.asarray(self._loose(first), first.aval.dtype)
                 result = jnp.broadcast_to(value, (len(slots), *value.shape))
         for key, places in held.items():
-            # None of these layers reads a slot that the batch does not have, so any row will do.
+            # None of these layers reads a slot that the array does not have, so any row will do.
             at = [self.slots[key].index(slot) if slot in self.slots[key] else 0 for slot in slots]
-            array = self.batches[key]
+            array = self.arrays[key]
             if at != list(range(array.shape[0])):
                 array = jnp.stack([array[i] for i in at])
             if result is not None:

@@ -18,7 +18,7 @@ from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.collect import everywhere
 from jaxpipe.optimizer.groups import Grouped
 from jaxpipe.optimizer.rows import Rows
-from jaxpipe.optimizer.trace import BatchKey, Value
+from jaxpipe.optimizer.trace import ArrayKey, Value
 
 P = PartitionSpec
 ArrayName = tuple[int, str]  # of an array in a stack: (number of the result that it is a part of, its name there)
@@ -31,14 +31,14 @@ def run(
     layout: Layout,
     mesh: Mesh,
     inputs: Sequence[ArrayLike | None],
-    held: Mapping[BatchKey, jax.Array],
+    held: Mapping[ArrayKey, jax.Array],
     targets: Sequence[Target],
 ) -> tuple[Stacked, list[ArrayLike]]:
     """Computes the results of a trace; traceable.
 
     Args:
       inputs: for each input of the trace, its value; None for those with a home.
-      held: the inputs with a home, as arrays [S, slots, ...] by batch.
+      held: the arrays [S, slots, ...] that hold the inputs with a home, by key.
       targets: for each output, where it is to be stored.
 
     Returns:
@@ -54,15 +54,15 @@ class _Run:
         layout: Layout,
         mesh: Mesh,
         inputs: Sequence[ArrayLike | None],
-        held: Mapping[BatchKey, jax.Array],
+        held: Mapping[ArrayKey, jax.Array],
         targets: Sequence[Target],
     ):
         self.grouped, self.layout, self.mesh, self.targets = grouped, layout, mesh, targets
         trace = grouped.trace
         self.known: dict[Value, Any] = {v: a for v, a in zip(trace.inputs, inputs, strict=True) if v.home is None}
         self.held = dict(held)
-        self.slots: dict[BatchKey, list[int]] = {key: list(range(a.shape[1])) for key, a in held.items()}
-        self.copies: dict[BatchKey, jax.Array] = {}  # [S, K, ...] on all ranks
+        self.slots: dict[ArrayKey, list[int]] = {key: list(range(a.shape[1])) for key, a in held.items()}
+        self.copies: dict[ArrayKey, jax.Array] = {}  # [S, K, ...] on all ranks
         # For each array to return, the value at each (rank, slot).
         self.ends: dict[tuple[str, ArrayName], dict[tuple[int, int], Value]] = {}
         for value, target in zip(trace.outputs, targets, strict=True):
@@ -72,7 +72,7 @@ class _Run:
         self.made = grouped.made_at()
         self.reads = {level: grouped.reads(level) for level in grouped.groups}
         self.reads[grouped.last] = {v for rows in self.ends.values() for v in rows.values()}
-        self.last_read = {v.batch: level for level in sorted(self.reads) for v in self.reads[level] if v.home}
+        self.last_read = {v.held_in: level for level in sorted(self.reads) for v in self.reads[level] if v.home}
 
     def everything(self) -> tuple[Stacked, list[ArrayLike]]:
         stored: Stacked = {}
@@ -89,7 +89,7 @@ class _Run:
         if v.home is None:
             return v.constant if v.constant is not None else self.known[v]
         rank, slot = self.layout.stacks[v.home[0]].places[v.home[1]]
-        return self.copies[v.batch][rank, self.slots[v.batch].index(slot)]
+        return self.copies[v.held_in][rank, self.slots[v.held_in].index(slot)]
 
     def _on_ranks(self, level: int) -> Stacked:
         """Runs the groups of a level. The last level puts the stacks to return together."""
@@ -103,21 +103,21 @@ class _Run:
             return {}
 
         def on_rank(
-            rank: jax.Array, batches: list[jax.Array], values: list[ArrayLike]
+            rank: jax.Array, arrays: list[jax.Array], values: list[ArrayLike]
         ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
             rows = Rows(
                 rank[0],
                 self.layout.num_ranks,
                 self.layout.stacks,
-                {key: a[0] for key, a in zip(taken, batches, strict=True)},
+                {key: a[0] for key, a in zip(taken, arrays, strict=True)},
                 self.slots,
                 dict(zip(loose, values, strict=True)),
             )
             for group in groups:
                 rows.compute(group)
             done = [rows.stored(self.layout.stacks[stack], each)[None] for (stack, _), each in ends.items()]
-            kept = [rows.batches[key][None] for key in keep]
-            return kept, everywhere([rows.batches[key] for key in wanted], self.mesh), done
+            kept = [rows.arrays[key][None] for key in keep]
+            return kept, everywhere([rows.arrays[key] for key in wanted], self.mesh), done
 
         kept, copies, done = jax.shard_map(
             on_rank,

@@ -19,7 +19,7 @@ from jaxpipe.optimizer.fingerprint import fingerprint
 
 Home = tuple[str, int]  # (stack, layer)
 # Names an array [S, K, ...] that holds one value of each of several layers.
-BatchKey = Hashable
+ArrayKey = Hashable
 
 SMALL = 64  # elements; a value with more of them is worth computing on one rank only
 
@@ -33,7 +33,7 @@ class Value:
       home: the layer it belongs to, or None.
       joined: whether it has no home although it is made from values of layers.
       constant: its numbers, if they are known while tracing.
-      batch: which array [S, K, ...] holds it, for values with a home; see `groups`.
+      held_in: the key of the array [S, K, ...] that holds it, for values with a home; see `groups`.
       level: how many gathers come before it; see `groups`.
     """
 
@@ -41,7 +41,7 @@ class Value:
     home: Home | None = None
     joined: bool = False
     constant: ArrayLike | None = None
-    batch: BatchKey = None
+    held_in: ArrayKey = None
     level: int = -1
 
     @property
@@ -83,7 +83,7 @@ class Trace:
     Args:
       closed: as `jax.make_jaxpr` returns it.
       homes: for each input, its home or None.
-      batches: for each input with a home, the array that holds it.
+      held_in: for each input with a home, the key of the array that holds it.
       out_homes: for each output, the layer that it will be stored with, or None.
     """
 
@@ -91,7 +91,7 @@ class Trace:
         self,
         closed: jex.ClosedJaxpr,
         homes: Sequence[Home | None],
-        batches: Sequence[BatchKey],
+        held_in: Sequence[ArrayKey],
         out_homes: Sequence[Home | None],
     ):
         self.equations: list[Equation] = []
@@ -99,8 +99,8 @@ class Trace:
         self._seen: dict[Hashable, list[Value]] = {}
         self._constants: dict[Hashable, Value] = {}
         self.inputs = [
-            Value(aval, home, batch=batch if home else None, level=0 if home else -1)
-            for aval, home, batch in zip(closed.in_avals, homes, batches, strict=True)
+            Value(aval, home, held_in=key if home else None, level=0 if home else -1)
+            for aval, home, key in zip(closed.in_avals, homes, held_in, strict=True)
         ]
         self.outputs = self._visit(closed, self.inputs)
         self._drop_and_push()

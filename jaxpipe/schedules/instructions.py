@@ -127,22 +127,27 @@ class PipeSchedule(ABC):
 
     @property
     def stage(self) -> int:
+        """The number of the stage, from 0."""
         return self.stage_id
 
     @property
     def num_stages(self) -> int:
+        """S."""
         return self.stages
 
     @property
     def num_micro_batches(self) -> int:
+        """M."""
         return self.micro_batches
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether this stage takes the inputs of the model."""
         return self.stage_id == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether this stage computes the loss."""
         return self.stage_id == self.stages - 1
 
     @property
