@@ -1,7 +1,7 @@
-"""Judges single values that users pass: numbers, names, and how a message shows them. No JAX, no NumPy.
+"""Judges single values that users pass, such as numbers and names, and shows them in messages.
 
-Python's, NumPy's and JAX's numbers are the same to every setting, and what is stored is the Python number. A bool is no
-number: `True` where a count is meant is a mistake.
+Every setting accepts numbers of Python, NumPy and JAX alike, and stores the Python number. A bool is not a number: `True`
+in the place of a count is a mistake. This module imports neither JAX nor NumPy.
 """
 
 import difflib
@@ -9,30 +9,29 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable
-from typing import Any
 
 from jaxpipe.errors import ConfigError
 
 
 def as_integer(value: object) -> int | None:
-    """An integer of any library as an int; None for everything else, floats such as 4.0 included."""
+    """An integer of any library as an int; None for everything else, including floats such as 4.0."""
     if isinstance(value, bool):
         return None
     try:
-        return operator.index(value)  # pyright: ignore[reportArgumentType]  # what has no index raises
+        return operator.index(value)  # pyright: ignore[reportArgumentType]  # raises for values without an index
     except TypeError:  # NumPy's and JAX's booleans, arrays with dims, values that are being traced
         return None
 
 
 def as_count(value: object) -> int | None:
-    """An integer, 1 or more, as an int; None for everything else."""
+    """An integer of at least 1 as an int; None for everything else."""
     number = as_integer(value)
     return number if number is not None and number >= 1 else None
 
 
 def as_number(value: object) -> int | float | None:
     """A finite number of any library as an int or a float; None for everything else."""
-    number: Any = as_integer(value)
+    number: int | float | None = as_integer(value)
     try:
         if number is None and _is_real(value):
             number = float(value)  # pyright: ignore[reportArgumentType]
@@ -50,26 +49,34 @@ def _is_real(value: object) -> bool:
 
 
 def show(value: object) -> str:
-    """`repr` for a message: short, on one line, and without an error of its own."""
+    """The `repr` of a value for a message: shortened, on one line. It never raises."""
     try:
         text = str(value) if isinstance(value, numbers.Rational) else " ".join(repr(value).split())
-    except Exception:  # a repr of the user's, or an integer with more digits than Python prints
+    except Exception:  # the user's own `__repr__` fails, or an integer has more digits than Python prints
         return f"<{type(value).__name__}>"
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
 def is_count(value: object) -> bool:
-    """An integer, 1 or more, of Python or NumPy; `True` is not one."""
+    """Whether a value is an integer of at least 1, of any library; `True` is not."""
     return as_count(value) is not None
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float, of Python or NumPy; `True` is not one."""
+    """Whether a value is a finite int or float, of any library; `True` is not."""
     return as_number(value) is not None
 
 
 def count(name: str, value: object, more: str = "") -> int:
-    """`value` as an int; raises ConfigError unless it is an integer, 1 or more. `more` ends the message."""
+    """Returns `value` as an int.
+
+    Args:
+      name: what messages call it.
+      more: the end of the message.
+
+    Raises:
+      ConfigError: it is no integer of at least 1.
+    """
     number = as_count(value)
     if number is None:
         raise ConfigError(f"{name}={show(value)} must be an integer, 1 or more.{more}")
@@ -77,7 +84,15 @@ def count(name: str, value: object, more: str = "") -> int:
 
 
 def number_above_0(name: str, value: object, more: str) -> int | float:
-    """`value` as an int or float; raises ConfigError unless it is a finite number above 0. `more` ends the message."""
+    """Returns `value` as an int or a float.
+
+    Args:
+      name: what messages call it.
+      more: the end of the message.
+
+    Raises:
+      ConfigError: it is no finite number above 0.
+    """
     number = as_number(value)
     if number is None or number <= 0:
         raise ConfigError(f"{name}={show(value)} must be a finite number above 0{more}")
@@ -85,6 +100,10 @@ def number_above_0(name: str, value: object, more: str) -> int | float:
 
 
 def did_you_mean(word: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """A question naming the nearest known word, with a space before it; empty where none is as near as `cutoff` asks."""
+    """A question with the nearest known word, and a space before it; empty if no known word is near enough.
+
+    Args:
+      cutoff: how similar the words must be, from 0 to 1.
+    """
     near = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,8 +1,9 @@
 """The command line: `python -m jaxpipe plot | simulate | inspect`.
 
-A subcommand is one function `_add_...` that declares its arguments and names the function that runs it; to add one,
-write it and list it in `_COMMANDS`. What goes wrong ends the program with one line on stderr and status 2, never with a
-traceback: an unusable file, a number out of range. Ctrl-C is 130, an output that nobody reads on is 141, in silence.
+A subcommand is a function `_add_...` that declares its arguments and names the function that runs it. To add one, write it
+and list it in `_COMMANDS`. A mistake of the user, such as an unusable file or a number out of range, ends the program with
+one line on stderr and status 2, never with a traceback. Ctrl-C ends it silently with status 130, and an output that nobody
+reads any more with status 141.
 """
 
 import argparse
@@ -26,7 +27,14 @@ from jaxpipe.schedules.table import Schedule, is_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status. `argv` without the program's name, by default that of the process."""
+    """Runs one command.
+
+    Args:
+      argv: the arguments without the name of the program; by default those of the process.
+
+    Returns:
+      The exit status.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m jaxpipe", description="Look at pipeline schedules and checkpoints."
     )
@@ -38,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _be_able_to_print_any_name()
         arguments.run(arguments)
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where what goes wrong can still be told
+            sys.stdout.flush()  # here, where a failure can still be reported
         return 0
     except JaxpipeError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # nobody reads on, as in `... | head -1`: no fault of anybody's
+    except BrokenPipeError:  # nobody reads the rest, as in `... | head -1`, which is not an error
         _discard_output()
         return 128 + _SIGPIPE
     except OSError as error:
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("this needs more memory than there is. Use fewer stages or micro-batches.")
 
 
-_SIGPIPE = 13  # which Windows does not have
+_SIGPIPE = 13  # the module signal does not have it on Windows
 
 
 def _fail(message: str) -> int:
@@ -65,16 +73,16 @@ def _fail(message: str) -> int:
 
 
 def _be_able_to_print_any_name() -> None:
-    """File names need not be valid text, and terminals need not have all characters: such ones are shown as escapes."""
+    """Shows characters as escapes if they are not valid text, as in some file names, or if the terminal lacks them."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _discard_output() -> None:
-    """What is still buffered would be written when Python ends, and fail again, with a traceback."""
+    """Discards what is still buffered: Python would write it at its end, and fail again with a traceback."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):  # not a file of the system, or none at all
+    except (OSError, ValueError, AttributeError):  # stdout is not a file of the system, or there is none
         pass
 
 
@@ -119,7 +127,7 @@ def _table(timelines: Sequence[Timeline]) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Rows as lines: the first `left` columns to the left, the others to the right."""
+    """Makes lines of rows of cells. The first `left` columns are aligned to the left, and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -175,9 +183,9 @@ def _costs(arguments: argparse.Namespace) -> dict[str, Fraction]:
 
 
 def _cost(text: str) -> Fraction:
-    """`1.1` and `11/10` are the same exact number; floats would print 31.900000000000002."""
+    """Reads a cost as an exact number: `1.1` and `11/10` are the same. With floats, 31.900000000000002 would be printed."""
     try:
-        # Not `1e9999999`, which is exact too, and takes minutes to make. What is out of range otherwise, `simulate` says.
+        # Not `1e9999999`: it would be exact too, but takes minutes to make. `simulate` refuses other numbers out of range.
         return Fraction("inf" if len(text) > 100 or re.search(r"e[+-]?\d{4}", text, re.IGNORECASE) else text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{show(text)} is not a number in range; write 2, 1.1 or 11/10") from None

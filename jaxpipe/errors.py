@@ -1,6 +1,6 @@
-"""One class per recurrent mistake.
+"""The exceptions that jaxpipe raises, with one class for each recurrent mistake.
 
-Every class is a `ValueError`: user input was wrong, and the message says what was passed, the rule, and the way out.
+Every class is a `ValueError`: what the user passed was wrong. The message says what was passed, the rule, and the way out.
 """
 
 __all__ = [
@@ -18,18 +18,18 @@ __all__ = [
 
 
 class JaxpipeError(ValueError):
-    """Base of everything jaxpipe raises on purpose."""
+    """The base of all exceptions that jaxpipe raises on purpose."""
 
 
 class ScheduleError(JaxpipeError):
-    """A schedule table is wrong, deadlocks, or its name is not known.
+    """A schedule table is wrong or deadlocks, or the name of a schedule is not known.
 
-    Wrong: `Schedule(rows=[[F0, F0]], ...)`. Right: every op exactly once, after the ops it needs.
+    Wrong: `Schedule(rows=[[F0, F0]], ...)`. Right: every op occurs exactly once, after the ops that it needs.
     """
 
 
 class PartitionError(JaxpipeError):
-    """Layers cannot be cut into stages as asked.
+    """The layers cannot be cut into stages in the way that was asked for.
 
     Wrong: `PipelineModule(layers, partition_method=[0, 9])` for eight layers. Right: `[0, 4, 8]`.
     """
@@ -38,7 +38,7 @@ class PartitionError(JaxpipeError):
 class MeshError(JaxpipeError):
     """The device mesh cannot be made, or lacks the axis `"pipe"`.
 
-    Wrong: `make_mesh(pipe=4)` on one device. Right: simulate devices first, see the message.
+    Wrong: `make_mesh(pipe=4)` on one device. Right: simulate devices first, as the message explains.
     """
 
 
@@ -63,4 +63,4 @@ class CheckpointError(JaxpipeError):
 
 
 class NonFiniteError(JaxpipeError):
-    """The loss or the gradient norm of a step was not finite; that step did not change the state."""
+    """The loss or the gradient norm of a step was not finite. That step did not change the state."""

@@ -1,4 +1,4 @@
-"""`initialize`: from layers, optimizer, mesh and settings to an engine, with everything checked on shapes first."""
+"""`initialize`: makes an engine of layers, optimizer, mesh and settings, after everything was checked on shapes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from jaxpipe.optimizer.arguments import Optimizer, checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.pipeline import Pipeline
 from jaxpipe.training.config import Config
-from jaxpipe.types import Batch
+from jaxpipe.types import Batch, Key, Params
 
 
 def initialize(
@@ -24,24 +24,26 @@ def initialize(
     mesh: Mesh,
     example: Batch,
     config: Config | Mapping[str, Any] | None = None,
-    key: jax.Array | int | None = None,
-    layers: Sequence[Any] | None = None,
+    key: Key | int | None = None,
+    layers: Sequence[Params] | None = None,
 ) -> Engine:
     """Makes an engine.
 
     Args:
       module: the layers and their loss.
-      optimizer: any optax gradient transformation. It sees `{"layer_000": {...}, "layer_001": {...}, ...}`, one entry per
-        layer that owns weights, each array in the shape its layer made, and gives what it gives on that tree, for any
-        number of stages. If its `update` names them, `value` is the loss and `grad` its gradient before clipping.
-      mesh: see `make_mesh`.
-      example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct; labels may be None if nothing needs them.
+      optimizer: any optax gradient transformation. It sees `{"layer_000": {...}, "layer_001": {...}, ...}`, with one entry
+        per layer that owns weights and each array in the shape that its layer made. Its results are those on that tree, for
+        any number of stages. If its `update` has parameters `value` and `grad`, it is given the loss, and the gradient
+        before clipping.
+      mesh: as `make_mesh` makes it.
+      example: one micro-batch (inputs, labels), arrays or ShapeDtypeStruct [B, ...]; labels may be None if nothing needs
+        them.
       config: a `Config`, or a dict of its fields.
-      key: PRNG key of weights and dropout, or an integer seed; `jax.random.key(0)` by default.
-      layers: per-layer params to start from, instead of fresh ones.
+      key: the PRNG key of weights and dropout, or an integer seed; `jax.random.key(0)` by default.
+      layers: the params to start from, for each layer in the shapes that it made, instead of fresh ones.
 
     Raises:
-      JaxpipeError: something does not fit; the message says what, the rule, and the way out.
+      JaxpipeError: something does not fit. The message says what, the rule, and the way out.
     """
     transformation = checked(optimizer)
     config = Config.make(config)
@@ -49,13 +51,13 @@ def initialize(
     root = as_key(0 if key is None else key)
     layerwise = _layerwise(transformation, pipe, pipe.check(example))
     params = pipe.init(root, example[0]) if layers is None else pipe.from_layers(layers)
-    # An older key of words stays one in the state: checkpoints say of which kind it is.
+    # An older key of words stays one in the state, because checkpoints record the kind of the key.
     of_words = getattr(key, "shape", ()) != ()
     return Engine(pipe, layerwise, config, params, jax.random.key_data(root) if of_words else root)
 
 
 def _layerwise(optimizer: Optimizer, pipe: Pipeline, loss: jax.ShapeDtypeStruct) -> Layerwise:
-    """The optimizer on the params of `pipe`, after it has been tried on shapes."""
+    """The optimizer on the params of `pipe`. It is tried on shapes first; `loss` is the shape of the loss."""
     shapes = pipe.layout.shapes()
     with explaining():
         return Layerwise(optimizer, pipe.layout, pipe.mesh, shapes, {"value": loss, "grad": shapes})

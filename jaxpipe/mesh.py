@@ -1,4 +1,4 @@
-"""The only maker of device meshes."""
+"""Makes device meshes, which no other module does, and answers questions about them."""
 
 import math
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[Any] | None = N
     """Makes the mesh that a pipeline runs on.
 
     Args:
-      pipe: ranks of the pipeline; one rank holds one stage.
-      data: data ranks; each micro-batch is split over them.
-      devices: devices to use, in mesh order; the first `pipe * data * ...` of `jax.devices()` when not given.
-      **axes: further mesh axes with their sizes, such as `model=2`. They are left to the compiler: shard
-        parameters over them with sharding annotations.
+      pipe: the number of ranks of the pipeline. One rank holds one stage.
+      data: the number of data ranks. The rows of each micro-batch are split over them.
+      devices: the devices to use, in the order of the mesh; by default the first `pipe * data * ...` of `jax.devices()`.
+      **axes: further mesh axes with their sizes, such as `model=2`. They are left to the compiler: shard params over them
+        with sharding annotations.
 
     Returns:
       A `jax.sharding.Mesh` with the axes `("pipe", "data", *axes)`, all of `AxisType.Auto`.
 
     Raises:
-      MeshError: an axis size is below one, or there are too few devices.
+      MeshError: a size is no integer of at least 1, there are too few devices, or `devices` holds something else.
     """
     sizes: dict[str, int] = {}
     for axis, size in {PIPE: pipe, DATA: data, **axes}.items():
@@ -48,12 +48,12 @@ def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[Any] | None = N
             f"XLA_FLAGS=--xla_force_host_platform_device_count={show(needed)} in the environment."
         )
     grid = np.asarray(found[:needed], dtype=object).reshape(tuple(sizes.values()))
-    # Explicit axes (the default of jax.make_mesh) would make users' layers state the sharding of every intermediate.
+    # With Explicit axes, the default of jax.make_mesh, users' layers would have to state the sharding of every array.
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def _as_devices(devices: Any) -> list[Any]:
-    """A flat list of devices from any sequence or array of them, each once."""
+def _as_devices(devices: Any) -> list[Any]:  # of jax.Device, which type checkers take for a variable
+    """A flat list of the devices in a sequence or an array; raises MeshError if it holds something else, or one twice."""
     try:
         found = list(np.asarray(list(devices), dtype=object).flat)
     except TypeError:
@@ -69,7 +69,11 @@ def _as_devices(devices: Any) -> list[Any]:
 
 
 def pipe_size(mesh: Mesh) -> int:
-    """Number of pipeline ranks of `mesh`; raises MeshError for what is no mesh, or has no axis named "pipe"."""
+    """The number of pipeline ranks of a mesh.
+
+    Raises:
+      MeshError: it is no mesh, has no axis named "pipe", or has axes of other types than Auto.
+    """
     if not isinstance(mesh, Mesh):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers need not be typed
         raise MeshError(f"mesh={show(mesh)}: expected a jax.sharding.Mesh, such as jaxpipe.make_mesh(pipe=2, data=2).")
     if PIPE not in mesh.shape:
@@ -86,21 +90,21 @@ def pipe_size(mesh: Mesh) -> int:
 
 
 def data_size(mesh: Mesh) -> int:
-    """Number of data ranks of `mesh` (1 without an axis named "data")."""
+    """The number of data ranks of a mesh; 1 if it has no axis named "data"."""
     return mesh.shape.get(DATA, 1)
 
 
 def manual_axes(mesh: Mesh) -> frozenset[str]:
-    """The axes the loop handles itself.
+    """The mesh axes that the compiled loop handles itself, and does not leave to the compiler.
 
-    The data axis is one of them: left to the compiler, the gradient all-reduce would land inside the loop, once per
+    The data axis is one of them, because the compiler would put the all-reduce of the gradients inside the loop, once per
     micro-batch.
     """
     return frozenset({PIPE, DATA} & set(mesh.axis_names))
 
 
 def rank_mesh(mesh: Mesh, rank: int) -> Mesh:
-    """The devices of one pipeline rank, as a mesh with the remaining axes (or `("data",)` if none remain)."""
+    """The devices of one pipeline rank, as a mesh with the other axes, or with the axis "data" if there are no others."""
     axis = mesh.axis_names.index(PIPE)
     names = tuple(name for name in mesh.axis_names if name != PIPE)
     devices = np.take(mesh.devices, [rank], axis=axis)

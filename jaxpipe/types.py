@@ -1,6 +1,6 @@
-"""The names of types that run through jaxpipe, in one place.
+"""The names of the types that run through jaxpipe, in one place.
 
-Python has no type for "a pytree of arrays", so for a type checker the trees below are `Any`. For a reader each name is a
+Python has no type for "a pytree of arrays", so a type checker takes the trees below for `Any`. To a reader each name is a
 promise about what the tree holds. Letters in shapes: M micro-batches, B rows, S stages, K slots.
 """
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
-# Any pytree: what users' layers take and return, and what loss functions get.
+# Any pytree of arrays: what users' layers take and return, and what loss functions get.
 Tree: TypeAlias = Any
 # A pytree of `jax.ShapeDtypeStruct`: the shapes and dtypes of a `Tree`, without its numbers.
 Avals: TypeAlias = Any
@@ -17,9 +18,15 @@ Avals: TypeAlias = Any
 Params: TypeAlias = Any
 # (inputs, labels) of a micro-batch, leaves [B, ...], or of a batch, leaves [M, B, ...].
 Batch: TypeAlias = tuple[Tree, Tree]
-# The arrays of a tree in the order of `jax.tree.leaves`, or some of them.
+# An array of JAX on a device, or of NumPy on the host.
+AnyArray: TypeAlias = jax.Array | np.ndarray
+# The arrays of a tree, or some of them, in the order of `jax.tree.leaves`.
 Leaves: TypeAlias = list[Any]
-# A typed PRNG key without dims, of `jax.random.key`.
+# The path of a leaf in a tree, as `jax.tree_util.tree_flatten_with_path` gives it: entries such as `DictKey("w")`.
+KeyPath: TypeAlias = tuple[Any, ...]
+# The structure of a tree: a `jax.tree_util.PyTreeDef`, which type checkers cannot see.
+Structure: TypeAlias = Any
+# A typed PRNG key without dims, as `jax.random.key` makes it.
 Key: TypeAlias = jax.Array
 # The dims of an array.
 Shape: TypeAlias = tuple[int, ...]

@@ -1,12 +1,13 @@
-"""A directory of checkpoints: tags, `latest`, and how writing one is all or nothing. Files only, no JAX.
+"""A directory of checkpoints: its tags, its file `latest`, and how a checkpoint is written whole or not at all.
 
-    <directory>/latest            text: a tag
-    <directory>/<tag>/            complete as soon as it has this name
-    <directory>/.new.<writer>     being written
+    <directory>/latest            a text file with a tag
+    <directory>/<tag>/            a checkpoint; it is complete as soon as it has this name
+    <directory>/.new.<writer>     a checkpoint that is being written
     <directory>/.replaced/<tag>   the former checkpoint of that tag, while the new one takes its place
 
-A writer that dies leaves hidden folders, which a later writer removes when nobody has touched them for a while. If it
-dies between the two renames that replace a tag, readers find the former one, and the next writer puts it back.
+A writer that dies leaves hidden folders. A later writer removes them when they have not been touched for a while. If a
+writer dies between the two renames that replace a tag, readers find the former checkpoint, and the next writer puts it
+back. This module works on files only and does not use JAX.
 """
 
 import contextlib
@@ -26,13 +27,17 @@ from jaxpipe.errors import CheckpointError
 LATEST = "latest"
 REPLACED = ".replaced"
 UNTOUCHED = 600.0  # seconds after which a draft without a living writer is removed
-_drafts: set[Path] = set()  # those of this process
+_drafts: set[Path] = set()  # the drafts of this process
 
 
 def as_directory(directory: str | os.PathLike[str]) -> Path:
-    """The path, absolute; raises CheckpointError for what is none of a mounted file system.
+    """Makes a path absolute.
 
-    `~` is the home folder, and `~name` that of a user where there is one. No other character has a meaning.
+    A leading `~` stands for the home folder, and `~name` for the home folder of that user, if there is such a user. No
+    other character has a special meaning.
+
+    Raises:
+      CheckpointError: it is not the path of a folder, or not one on a mounted file system (a URL, for example).
     """
     text = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text or "\0" in text:
@@ -42,14 +47,18 @@ def as_directory(directory: str | os.PathLike[str]) -> Path:
             f"directory={text!r}: expected a path of a mounted file system. Mount the bucket, or copy the checkpoint."
         )
     try:
-        # Unlike Path.expanduser it takes `~x` as it is where there is no user x.
+        # Unlike Path.expanduser it leaves `~x` as it is where there is no user x.
         return Path(os.path.expanduser(text)).absolute()
     except OSError as error:
         raise CheckpointError(f"directory={text!r}: {error}. Pass an absolute path.") from error
 
 
 def check_tag(tag: str) -> str:
-    """Raises CheckpointError unless a tag can be the name of a folder here."""
+    """Returns the tag.
+
+    Raises:
+      CheckpointError: it cannot be the name of a folder in a directory of checkpoints.
+    """
     allowed = isinstance(tag, str) and tag.isprintable() and 0 < len(tag.encode()) <= 200 and tag == tag.strip()
     if not allowed or tag.startswith(".") or tag == LATEST or {"/", os.sep} & set(tag):
         raise CheckpointError(
@@ -67,14 +76,18 @@ def tags(directory: Path) -> list[str]:
             continue
         try:
             made = manifest.read(path.parent)
-        except CheckpointError:  # of another program, damaged, or removed meanwhile
+        except CheckpointError:  # it belongs to another program, is damaged, or was removed in the meantime
             continue
         found[path.parent.name] = made.saved_at, made.step
     return sorted(found, key=lambda tag: (found[tag], tag))
 
 
 def latest(directory: Path) -> str | None:
-    """The tag that `latest` names, or None if there is no such file."""
+    """The tag that `latest` names, or None if there is no such file.
+
+    Raises:
+      CheckpointError: the file holds no tag.
+    """
     path = directory / LATEST
     try:
         return check_tag(path.read_text(encoding="utf-8").strip())
@@ -85,17 +98,17 @@ def latest(directory: Path) -> str | None:
 
 
 def find(directory: Path, tag: str) -> Path:
-    """The folder of a tag.
+    """The folder of the checkpoint with a tag.
 
     Raises:
-      CheckpointError: there is none; the tags that there are are named.
+      CheckpointError: there is none. The message lists the tags that exist.
     """
-    # The second one: its writer may have died while it replaced the tag.
+    # The second folder counts too, because a writer may have died while it replaced the tag.
     for path in (directory / tag, directory / REPLACED / tag):
         try:
             if path.exists():
                 return path
-        except OSError as error:  # a name that is too long, a folder that may not be looked into
+        except OSError as error:  # the name is too long, or the folder may not be read
             raise CheckpointError(f"{path}: expected a checkpoint, found: {error}.") from error
     known = tags(directory)
     there = f"found {', '.join(known)}" if known else "found no checkpoint at all"
@@ -103,7 +116,10 @@ def find(directory: Path, tag: str) -> Path:
 
 
 class Draft:
-    """A checkpoint being written; `with Draft(...) as path:` and then `commit`. Without a commit nothing is left."""
+    """A checkpoint that is being written: `with Draft(...) as path:`, and then `commit`.
+
+    Without a `commit` nothing of it is left after the `with` block.
+    """
 
     def __init__(self, directory: Path, tag: str):
         self.directory, self.tag = directory, tag
@@ -124,7 +140,7 @@ class Draft:
         _drafts.discard(self.path)
 
     def commit(self) -> Path:
-        """Gives the draft its name."""
+        """Renames the draft to its tag, and returns its new path."""
         target, replaced = self.directory / self.tag, self.directory / REPLACED / self.tag
         _sync(self.path)
         if target.exists():
@@ -137,7 +153,7 @@ class Draft:
 
 
 def _check_is_checkpoint(target: Path) -> None:
-    """Raises CheckpointError if saving would replace something else."""
+    """Raises CheckpointError if saving would replace something that is no checkpoint."""
     try:
         manifest.read(target)
     except CheckpointError as error:
@@ -148,7 +164,7 @@ def _check_is_checkpoint(target: Path) -> None:
 
 
 def _put_back(directory: Path) -> None:
-    """Finishes what a writer left that died while it replaced a tag."""
+    """Cleans up after a writer that died while it replaced a tag."""
     for replaced in (directory / REPLACED).glob("*"):
         if (directory / replaced.name).exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -158,7 +174,7 @@ def _put_back(directory: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of `path` at once: readers see the old one or the new one."""
+    """Gives a file to write to, which then takes the place of `path` in one step: readers see the old or the new file."""
     draft = _hidden(path.parent)
     try:
         yield draft
@@ -169,7 +185,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file at once."""
+    """Writes a text file in one step: readers see the old or the new text."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
 
@@ -180,10 +196,10 @@ def point_latest(directory: Path, tag: str) -> None:
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, never the one that `latest` names."""
+    """Removes all but the newest `keep` checkpoints. The one that `latest` names always stays."""
     for tag in tags(directory)[:-keep]:
         if tag != latest(directory):
-            hidden = _hidden(directory)  # out of sight first, so that nobody sees half of it
+            hidden = _hidden(directory)  # renamed first, so that nobody sees half of a checkpoint
             try:
                 (directory / tag).rename(hidden)
             except FileNotFoundError:  # another writer was faster
@@ -192,15 +208,15 @@ def prune(directory: Path, keep: int) -> None:
 
 
 def _hidden(directory: Path) -> Path:
-    """A new name for something unfinished, which tells who is at it."""
+    """A new hidden name for something unfinished. It has the process and the machine of the writer in it."""
     return directory / f".new.{os.getpid()}.{uuid.uuid4().hex}.{socket.gethostname()}"
 
 
 def _clean(directory: Path) -> None:
-    """Removes what dead writers of this machine left.
+    """Removes the drafts of writers on this machine that have died.
 
-    A process of that number may be another one by now, or live in another container of that name: so a draft must not
-    have been touched for a while, either.
+    The number of a process says too little: another process may have it by now, and another container may have the same
+    host name. So a draft is removed only if it has not been touched for a while either.
     """
     for path in directory.glob(".new.*"):
         parts = re.fullmatch(r"\.new\.(\d+)\.\w+\.(.*)", path.name)
@@ -231,7 +247,7 @@ def _is_running(pid: int) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Makes a file, or the names in a folder, survive a power cut."""
+    """Makes the content of a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

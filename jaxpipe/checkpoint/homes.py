@@ -1,9 +1,9 @@
-"""Which array of which item holds which part of the training state. Everything that depends on the mesh ends here.
+"""Translates between the training state, which depends on the mesh, and the items of a checkpoint, which do not.
 
-The params tree has a stack per kind of repeated layer, [S, slots, ...], and so has the state of the optimizer. A checkpoint
-has neither stacks nor stages: item `layer_003` holds the params of layer 3 and what the optimizer keeps about them, named
-as in the state that optax makes. The item `state` holds the rest: step, key, and what the optimizer keeps about no layer
-(step counts, say).
+The params tree has a stack [S, slots, ...] per kind of repeated layer, and so has the state of the optimizer. A checkpoint
+has neither stacks nor stages: the item `layer_003` holds the params of layer 3 and what the optimizer keeps about them,
+under the names that they have in the state that optax makes. The item `state` holds the rest: the step, the key, and what
+the optimizer keeps about no layer, such as step counts.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,24 +19,25 @@ from jaxpipe.checkpoint.manifest import ArraySpec
 from jaxpipe.model.layout import Layout, Stack, is_stack, layer_name
 from jaxpipe.optimizer.state import StateLeaf, StatePlan
 from jaxpipe.training.state import TrainState
+from jaxpipe.types import AnyArray, KeyPath
 
 STATE = "state"
 PARAMS, OPT_STATE = "params", "opt_state"
 
 
 def layer_item(layer: int) -> str:
-    """Name of the item of a layer."""
+    """The name of the item of a layer, such as `layer_003`."""
     return layer_name(layer)
 
 
 @dataclass(frozen=True)
 class _Home:
-    """Where a leaf of the state is kept.
+    """Where a leaf of the training state is kept in a checkpoint.
 
     Attributes:
-      names: per item that has a part of it, the name it has there.
-      places: of a leaf of a stack, (rank, slot) per item; None for one that is kept whole, in one item.
-      slots: how many slots the stack has.
+      names: for each item that holds a part of the leaf, the name of that part in the item.
+      places: for a leaf of a stack, the (rank, slot) that each item holds; None for a leaf that one item holds whole.
+      slots: the number of slots of the stack.
     """
 
     names: dict[str, str]
@@ -45,7 +46,7 @@ class _Home:
 
 
 class Homes:
-    """Translates between a `TrainState` and items, for one model, optimizer and cut."""
+    """Translates between a `TrainState` and the items of a checkpoint, for one model, optimizer and partition."""
 
     def __init__(self, layout: Layout, state: TrainState, plan: StatePlan):
         self.layout = layout
@@ -64,7 +65,7 @@ class Homes:
         names = [(item, name) for home in self._homes for item, name in home.names.items()]
         assert len(set(names)) == len(names), "two leaves of the state have one name"
 
-    def _of_param(self, path: tuple[Any, ...]) -> _Home:
+    def _of_param(self, path: KeyPath) -> _Home:
         entry, inner = path[1].key, joined(path[2:], "/")
         name = f"{PARAMS}/{inner}" if inner else PARAMS
         if is_stack(path):
@@ -74,7 +75,7 @@ class Homes:
     # ---------------------------------------------------------------------------------------------------------- write
 
     def expected(self, state: TrainState) -> dict[str, dict[str, ArraySpec]]:
-        """What each item holds: names, dtypes and shapes. Layers that hold nothing have an entry, too."""
+        """What each item holds, by item and name. Layers that hold nothing have an entry, too."""
         found: dict[str, dict[str, ArraySpec]] = {layer_item(layer): {} for layer in range(self.num_layers)}
         found[STATE] = {}
         for home, leaf in zip(self._homes, jax.tree.leaves(state), strict=True):
@@ -85,13 +86,14 @@ class Homes:
         return found
 
     def items(self, state: TrainState) -> Iterator[tuple[str, Arrays]]:
-        """Item after item, on the devices that hold them; layers without params have none.
+        """Yields (item, arrays) for one item after the other. Layers that hold nothing have no item.
 
-        What belongs to one layer of a stack is copied out when its turn comes: only one layer is in memory twice.
+        The arrays have the shapes that their layer made, and lie on the devices that hold them in the state. What belongs
+        to a layer of a stack is copied out of the stack only when its turn comes, so only one layer is in memory twice.
         """
         leaves = [_raw(leaf) for leaf in jax.tree.leaves(state)]
         for item in [*map(layer_item, range(self.num_layers)), STATE]:
-            arrays: Arrays = {}
+            arrays: dict[str, AnyArray] = {}
             for home, leaf in zip(self._homes, leaves, strict=True):
                 if item in home.names:
                     place = None if home.places is None else home.places[item]
@@ -102,16 +104,16 @@ class Homes:
     # ----------------------------------------------------------------------------------------------------------- read
 
     def assembly(self, state: TrainState, wanted: Mapping[str, Collection[str]]) -> "Assembly":
-        """Takes items one after the other, and makes a state of them; see `Assembly`."""
+        """An `Assembly` that takes items one after the other and makes a state of them."""
         return Assembly(self._homes, state, wanted)
 
 
 class Assembly:
-    """A state that is being put together on the host.
+    """A training state that is being put together on the host.
 
     Args:
-      state: the present one; what no item has of a stack, and its padding, is copied from there.
-      wanted: per item, the names of the arrays that will come.
+      state: the present state. Rows of a stack for which no item comes, and its padding, are copied from there.
+      wanted: for each item, the names of the arrays that will come.
     """
 
     def __init__(self, homes: Sequence[_Home], state: TrainState, wanted: Mapping[str, Collection[str]]):
@@ -120,7 +122,7 @@ class Assembly:
         self._leaves: list[Any] = [None] * len(homes)
 
     def put(self, item: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes what an item holds."""
+        """Takes the arrays of an item, by name, in the shapes that the layer made."""
         for index, home in enumerate(self._homes):
             name = home.names.get(item)
             if name is None or name not in arrays:
@@ -140,12 +142,13 @@ class Assembly:
         return np.array(raw)
 
     def place(self, state: TrainState, shardings: TrainState) -> tuple[TrainState, BaseException | None]:
-        """Puts everything onto the mesh, leaf by leaf in place of the present state, which is used up.
+        """Puts the new leaves on the mesh, one by one in the place of those of the present state, which are deleted.
 
-        Never more than one leaf is on the devices twice. What no item had anything of stays.
+        Never more than one leaf is on the devices twice. A leaf for which no item came stays as it is.
 
         Returns:
-          The new state. If something went wrong on the way, a state of which a part is new, and the error.
+          The new state, and None. If something goes wrong on the way: a state in which only some leaves are new, and the
+          error.
         """
         leaves, structure = jax.tree.flatten(state)
         where = structure.flatten_up_to(shardings)
@@ -157,16 +160,16 @@ class Assembly:
                     continue
                 if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
                     new = jax.random.wrap_key_data(jnp.asarray(new), impl=jax.random.key_impl(old))
-                # A copy: a donated step must not write into memory that numpy owns.
+                # A copy, because a donated step must not write into memory that NumPy owns.
                 leaves[index] = jax.block_until_ready(jax.device_put(new, sharding, may_alias=False))
                 old.delete()
-        except BaseException as error:  # an interrupt from the keyboard, too
+        except BaseException as error:  # also an interrupt from the keyboard
             return jax.tree.unflatten(structure, leaves), error
         return jax.tree.unflatten(structure, leaves), None
 
 
 def _stack_home(stack: Stack, names: Mapping[int, str]) -> _Home:
-    """Of a leaf of a stack, from its name by layer."""
+    """The home of a leaf of a stack, from the name that it has in the item of each layer."""
     items = {layer: layer_item(layer) for layer in names}
     return _Home(
         {items[layer]: name for layer, name in names.items()},
@@ -176,7 +179,7 @@ def _stack_home(stack: Stack, names: Mapping[int, str]) -> _Home:
 
 
 def _optimizer_homes(plan: StatePlan, layout: Layout) -> dict[tuple[str | None, str], _Home]:
-    """The homes of the stored leaves of an optimizer state, by (stack, name)."""
+    """The home of each array of a stored optimizer state, by (stack, name)."""
     members: dict[tuple[str | None, str], list[StateLeaf]] = {}
     for leaf in plan.leaves:
         members.setdefault((leaf.stack, leaf.name), []).append(leaf)
@@ -193,24 +196,27 @@ def _optimizer_homes(plan: StatePlan, layout: Layout) -> dict[tuple[str | None, 
 
 
 def _optimizer_name(leaf: StateLeaf) -> str:
-    """`opt_state/0:mu/w`: the path to what keeps values by layer, then the path in the layer."""
+    """The name of a leaf in its item, such as `opt_state/0:mu/w`.
+
+    The second part is the path to the tree with one entry per layer, and the third part the path in the layer.
+    """
     parts = [OPT_STATE, joined(leaf.before, ":"), joined(leaf.inside, "/")]
     return "/".join(part for part in parts if part)
 
 
-def _raw(leaf: Any) -> Any:
-    """Typed PRNG keys as the integers they are made of."""
+def _raw(leaf: jax.Array) -> jax.Array:
+    """A leaf of plain numbers: a typed PRNG key becomes the integers that it is made of."""
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 @jax.jit
-def _slot(stack: jax.Array, rank: Any, slot: Any) -> jax.Array:
+def _slot(stack: jax.Array, rank: int, slot: int) -> jax.Array:
     row = jax.lax.dynamic_index_in_dim(stack, rank, keepdims=False)
     return jax.lax.dynamic_index_in_dim(row, slot, keepdims=False)
 
 
 def _one_layer(leaf: jax.Array, rank: int, slot: int) -> jax.Array:
-    """One layer of a stack [S, slots, ...], copied on a device that holds it."""
+    """Copies one layer [...] out of a stack [S, slots, ...], on a device that holds it."""
     for shard in leaf.addressable_shards:
         first = shard.index[0].start or 0
         if first <= rank < first + shard.data.shape[0]:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as rows of text. Reads the manifest and nothing else; no JAX."""
+"""Describes what a checkpoint holds, as rows of text. It reads nothing but the manifest, and does not use JAX."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,13 @@ from jaxpipe.errors import CheckpointError
 
 
 class Report(NamedTuple):
-    """Lines about the run, a table (its first row the head) of what the items hold, and lines about the directory."""
+    """The description of a checkpoint.
+
+    Attributes:
+      head: lines about the run.
+      table: what the items hold; the first row holds the titles of the columns.
+      foot: lines about the directory.
+    """
 
     head: list[str]
     table: list[list[str]]
@@ -23,16 +29,16 @@ def inspect(path: str | Path, tag: str | None = None) -> Report:
 
     Args:
       path: the directory that `save_checkpoint` was given, or the folder of one checkpoint in it.
-      tag: which one; by default the latest.
+      tag: which checkpoint; by default the latest.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is no such checkpoint, or it cannot be read.
     """
     directory = folders.as_directory(path)
     try:
         if tag is None and (directory / manifest.NAME).exists():
             directory, tag = directory.parent, directory.name
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # the name is too long, or the folder may not be read
         raise CheckpointError(f"{directory}: expected a checkpoint, found: {error}.") from error
     latest = folders.latest(directory)
     if tag is None:
@@ -73,7 +79,7 @@ def _table(made: Manifest) -> list[list[str]]:
 
 
 def _counts(arrays: Mapping[str, ArraySpec]) -> list[str]:
-    """Parameters, their dtypes, and numbers of the optimizer."""
+    """Three cells: the number of parameters, their dtypes, and how many numbers the optimizer keeps about them."""
     params = size_of(arrays)
     if not arrays:
         return ["", "", ""]

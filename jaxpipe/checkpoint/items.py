@@ -1,7 +1,7 @@
-"""One item of a checkpoint: named arrays, written and read by Orbax. The only import of orbax, and a late one: it is slow.
+"""One item of a checkpoint: named arrays, which Orbax writes and reads.
 
 Every item is an Orbax checkpoint of its own, a nested dict of arrays, so any program that knows Orbax can open a layer
-without jaxpipe.
+without jaxpipe. No other module imports Orbax. It is imported only when it is needed, because importing it is slow.
 """
 
 import re
@@ -14,27 +14,29 @@ import numpy as np
 
 from jaxpipe.checkpoint.manifest import ArraySpec
 from jaxpipe.checkpoint.plain import plain
+from jaxpipe.types import AnyArray, KeyPath, Tree
 
-# Named arrays; "/" in a name nests: {"params/up/kernel": a} is {"params": {"up": {"kernel": a}}} on disk.
-Arrays = dict[str, Any]
+# JAX or NumPy arrays by name. A "/" in a name nests: {"params/up/kernel": a} is {"params": {"up": {"kernel": a}}} on disk.
+Arrays = Mapping[str, AnyArray]
 
-# What separates the parts of a name, here (/), in Orbax (.) and in paths of the optimizer state (:): written %xx in a part.
+# These characters separate the parts of a name: "/" here, "." in Orbax, ":" in paths of the optimizer state. Inside of a
+# part they are written as %xx.
 _RESERVED = re.compile(r"[%./:]")
 
 
-def write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes jax or numpy arrays; what is on devices goes from there to the disk.
+def write(path: Path, arrays: Arrays) -> None:
+    """Writes an item. Arrays on devices go from there to the disk.
 
-    Arrays without elements are left out (Orbax refuses them); the manifest has their shapes.
+    Arrays without elements are left out, because Orbax refuses them. The manifest has their shapes.
     """
     import orbax.checkpoint as ocp
 
     nested = nest({name: array for name, array in arrays.items() if array.size})
     if not nested:
-        path.mkdir()  # Orbax refuses empty items; the folder says that the item was not forgotten
+        path.mkdir()  # Orbax refuses empty items; the folder shows that the item was not forgotten
         return
-    # A third of the item at a time is on its way from a device to the disk. Not compressed: that makes trained weights a
-    # tenth smaller, for as much memory again and more time than the disk needs.
+    # Up to a third of the item is on its way from a device to the disk at a time. Nothing is compressed: that would make
+    # trained weights a tenth smaller, but needs as much memory again and more time than the disk does.
     sizes = [array.nbytes for array in arrays.values()]
     limit = max(max(sizes), sum(sizes) // 3) + 1
     handler = ocp.PyTreeCheckpointHandler(
@@ -47,7 +49,10 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def described(path: Path) -> dict[str, ArraySpec]:
-    """What an item holds, from the descriptions of its arrays on disk; no array is read. Without empty arrays."""
+    """The dtypes and shapes of the arrays of an item, as they are described on the disk. No array is read.
+
+    Arrays without elements are not among them, because they are not written.
+    """
     import orbax.checkpoint as ocp
 
     if not any(path.iterdir()):
@@ -58,7 +63,7 @@ def described(path: Path) -> dict[str, ArraySpec]:
 
 
 def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """The arrays of an item whose names are wanted, on the host. The rest is not read."""
+    """Reads those arrays of an item, onto the host, whose names are `wanted`. The others are not read."""
     import orbax.checkpoint as ocp
 
     if not any(path.iterdir()):
@@ -75,27 +80,27 @@ def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     return _named(restored)
 
 
-def _tree(checkpointer: Any, path: Path) -> Any:
-    """The nested dict of an item, with descriptions instead of arrays."""
+def _tree(checkpointer: Any, path: Path) -> Tree:
+    """The nested dict of an item, with descriptions in the place of the arrays."""
     found = checkpointer.metadata(path).item_metadata
     if found is None:
         raise ValueError("Orbax finds no description of arrays in it")
     return found.tree
 
 
-def joined(path: tuple[Any, ...], separator: str) -> str:
-    """The name of a leaf in a tree, by its path; no two paths of strings have one name."""
+def joined(path: KeyPath, separator: str) -> str:
+    """Makes a name of the path of a leaf in a tree. Different paths of strings have different names."""
     parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
     return separator.join(_RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", part) for part in parts)
 
 
 def unescaped(part: str) -> str:
-    """A part of a name as the key that it was."""
+    """The key that a part of a name was made of; the inverse of the escaping in `joined`."""
     return re.sub("%([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), part)
 
 
-def nest(arrays: Mapping[str, Any], separator: str = "/", key: Callable[[str], str] = str) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}, with each part made a key by `key`."""
+def nest(arrays: Mapping[str, object], separator: str = "/", key: Callable[[str], str] = str) -> dict[str, Any]:
+    """Makes {"a": {"b": x}} of {"a/b": x}; `key` makes a key of each part."""
     nested: dict[str, Any] = {}
     for name, array in arrays.items():
         *parents, last = map(key, name.split(separator))
@@ -106,7 +111,7 @@ def nest(arrays: Mapping[str, Any], separator: str = "/", key: Callable[[str], s
     return nested
 
 
-def _named(tree: Any) -> Arrays:
+def _named(tree: Tree) -> dict[str, Any]:
     """The inverse of `nest`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}

@@ -1,56 +1,54 @@
-"""Reads checkpoints: everything is found, compared and read before anything of the present state is touched."""
+"""Reads checkpoints. Everything is found, compared and read before any part of the present state is touched."""
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest
-from jaxpipe.checkpoint.homes import OPT_STATE, PARAMS, Assembly, Homes, layer_item
+from jaxpipe.checkpoint.compare import Selection, Wanted, check_key, wanted_arrays
+from jaxpipe.checkpoint.homes import PARAMS, Assembly, Homes, layer_item
 from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
-from jaxpipe.checkpoint.verify import stored
 from jaxpipe.errors import CheckpointError
 from jaxpipe.training.state import TrainState
+from jaxpipe.types import Params
 
-Wanted = Mapping[str, Mapping[str, ArraySpec]]
+Result = TypeVar("Result")
 TRIES = 5
 log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
-    """A checkpoint in memory: its folder, its manifest, and the state on the host."""
+    """A checkpoint in memory.
+
+    Attributes:
+      path: its folder.
+      manifest: what was written about it.
+      state: its arrays, on the host.
+    """
 
     path: Path
     manifest: Manifest
     state: Assembly
 
 
-class Selection(NamedTuple):
-    """What to load: see `Engine.load_checkpoint`."""
-
-    strict: bool
-    optimizer: bool
-    module_only: bool
-
-    def takes(self, name: str) -> bool:
-        """Whether an array, by its name, is asked for."""
-        head = name.split("/")[0]
-        if head == PARAMS:
-            return True
-        return not self.module_only and (head != OPT_STATE or self.optimizer)
-
-
 def load(directory: Path, tag: str | None, homes: Homes, state: TrainState, selection: Selection) -> Loaded | None:
-    """The state of a checkpoint, or None (and a warning) if there is no directory or no `latest` in it.
+    """Reads a checkpoint into the memory of the host.
+
+    Args:
+      tag: None is the latest one.
+      state: the present state, which is not changed.
+
+    Returns:
+      The checkpoint; or None, with a warning, if the directory does not exist or has no `latest`.
 
     Raises:
-      CheckpointError: it is damaged, or of another model; with path, what was expected and what was found.
+      CheckpointError: it is damaged, or belongs to another model. The message has the path, what was expected and what was
+        found.
     """
 
     flags = ("load_module_strict", "load_optimizer_states", "load_module_only")
@@ -59,9 +57,9 @@ def load(directory: Path, tag: str | None, homes: Homes, state: TrainState, sele
             raise CheckpointError(f"{flag}={value!r}: expected True or False.")
 
     def once(path: Path, made: Manifest) -> Loaded:
-        wanted = _wanted(path, made, homes.expected(state), selection)
+        wanted = wanted_arrays(path, made, homes.expected(state), selection)
         if not selection.module_only:
-            _check_key(path, made, state)
+            check_key(path, made, state)
         assembly = homes.assembly(state, wanted)
         for item, arrays in read_items(path, made, wanted):
             assembly.put(item, arrays)
@@ -74,11 +72,17 @@ def load(directory: Path, tag: str | None, homes: Homes, state: TrainState, sele
     return found
 
 
-def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manifest], Any]) -> Any:
-    """`use(folder, manifest)` of a tag, or of the latest one; None if there is no `latest`.
+def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manifest], Result]) -> Result | None:
+    """Returns `use(folder, manifest)` for the checkpoint of a tag, or for the latest one.
 
-    A writer may remove or replace a checkpoint while it is being read. Then it is looked for again, so that what is read is
-    always one whole checkpoint.
+    A writer may remove or replace a checkpoint while it is being read. Then the reading starts again, so that what is read
+    is always one whole checkpoint.
+
+    Returns:
+      What `use` returned; None if there is no `latest`.
+
+    Raises:
+      CheckpointError: `use` raised it, there is no such tag, or the checkpoint was replaced again and again.
     """
     for attempt in range(TRIES):
         chosen = folders.latest(directory) if tag is None else folders.check_tag(tag)
@@ -105,7 +109,7 @@ def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manif
 
 
 def _identity(directory: Path, tag: str) -> tuple[Path, str] | None:
-    """What changes when the checkpoint of a tag is replaced; None while there is none that can be read."""
+    """A value that changes when the checkpoint of a tag is replaced; None if there is none that can be read."""
     try:
         path = folders.find(directory, tag)
         return path, manifest.read(path).id
@@ -123,7 +127,11 @@ def _warn_none(directory: Path) -> None:
 
 
 def read_items(path: Path, made: Manifest, wanted: Wanted) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Reads the wanted arrays item after item, and compares what comes with what the manifest promises."""
+    """Yields (item, arrays on the host) for one item after the other, with the wanted arrays only.
+
+    Raises:
+      CheckpointError: an array or a file is not what the manifest says.
+    """
     wanted = {item: specs for item, specs in wanted.items() if specs}
     for item in wanted:
         _check_files(path, item, made)
@@ -152,7 +160,7 @@ def read_items(path: Path, made: Manifest, wanted: Wanted) -> Iterator[tuple[str
 
 
 def _check_files(path: Path, item: str, made: Manifest) -> None:
-    """Raises CheckpointError if a file of an item is not there or was cut short."""
+    """Raises CheckpointError if a file of an item is missing or was cut short."""
     if not (path / item).is_dir():
         raise CheckpointError(f"{path / item}: expected the item {item}, found nothing. Load another tag.")
     for name, size in made.files.items():
@@ -166,80 +174,12 @@ def _check_files(path: Path, item: str, made: Manifest) -> None:
                 raise CheckpointError(f"{path / name}: expected {size} bytes, found {found}. Load another tag.")
 
 
-# ------------------------------------------------------------------------------------------------------------ comparing
-
-
-def _wanted(path: Path, made: Manifest, expected: Wanted, selection: Selection) -> Wanted:
-    """What to read of each item: all that the model expects, if the checkpoint has just that."""
-    there = stored(made)
-    names = {layer_item(index): layer.name for index, layer in enumerate(made.layers)}
-    wanted: dict[str, dict[str, ArraySpec]] = {}
-    missing: list[_Odd] = []
-    extra: list[_Odd] = []
-    for item in sorted(there.keys() | expected.keys()):
-        title = f"{item} ({names[item]})" if item in names else item
-        mine = {name: spec for name, spec in expected.get(item, {}).items() if selection.takes(name)}
-        theirs = {name: spec for name, spec in there.get(item, {}).items() if selection.takes(name)}
-        for name in mine:
-            if name in theirs and mine[name] != theirs[name]:
-                raise CheckpointError(
-                    f"{path / item}: {title} {name}: expected {mine[name]}, found {theirs[name]}. The checkpoint is of a "
-                    "model with other shapes or dtypes."
-                )
-        missing += [_Odd(title, name, mine[name]) for name in mine if name not in theirs]
-        extra += [_Odd(title, name, theirs[name]) for name in theirs if name not in mine]
-        wanted[item] = {name: spec for name, spec in theirs.items() if name in mine}
-    if missing or extra:
-        _misfit(path, missing, extra, selection)
-    if selection.strict and (unlisted := sorted(p.name for p in path.glob("layer_*") if p.name not in there)):
-        raise CheckpointError(
-            f"{path}: expected the items of {len(made.layers)} layers, as its manifest says, found {', '.join(unlisted)} "
-            "beside them. Remove what does not belong there, or pass load_module_strict=False."
-        )
-    return wanted
-
-
-class _Odd(NamedTuple):
-    """An array that only the model or only the checkpoint has."""
-
-    item: str
-    name: str
-    spec: ArraySpec
-
-
-def _misfit(path: Path, missing: list[_Odd], extra: list[_Odd], selection: Selection) -> None:
-    found = "; ".join(
-        f"{what} {_some(arrays)}" for what, arrays in (("it lacks", missing), ("it also has", extra)) if arrays
-    )
-    if not selection.strict:
-        warnings.warn(f"{path} does not fit the model: {found}. The rest was loaded.", stacklevel=7)
-        return
-    optimizer = all(odd.name.split("/")[0] == OPT_STATE for odd in missing + extra)
-    what, way_out = (
-        ("optimizer", "Use the optimizer that wrote it, or pass load_optimizer_states=False.")
-        if optimizer
-        else ("model", "Load it into the model that wrote it, or pass load_module_strict=False to load what fits.")
-    )
-    raise CheckpointError(f"{path}: expected the arrays of this {what}, found others: {found}. {way_out}")
-
-
-def _some(arrays: list[_Odd], most: int = 4) -> str:
-    more = f" and {len(arrays) - most} more" if len(arrays) > most else ""
-    return ", ".join(f"{odd.item} {odd.name} {odd.spec}" for odd in arrays[:most]) + more
-
-
-def _check_key(path: Path, made: Manifest, state: TrainState) -> None:
-    typed = jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key)
-    mine = str(jax.random.key_impl(state.key)) if typed else None
-    if mine != made.key_impl:
-        raise CheckpointError(
-            f"{path}: expected a PRNG key of kind {mine or 'uint32'}, found {made.key_impl or 'uint32'}. Pass such a key "
-            "to jaxpipe.initialize, or load_module_only=True."
-        )
-
-
 def restore_data(data_iter: Any, found: Loaded) -> None:
-    """Sets a data iterator to where it stood."""
+    """Sets a data iterator, if there is one, to where it stood when the checkpoint was saved.
+
+    Raises:
+      CheckpointError: the iterator cannot be set, or the checkpoint does not have its state.
+    """
     if data_iter is None:
         return
     if not hasattr(data_iter, "set_state"):
@@ -255,22 +195,23 @@ def restore_data(data_iter: Any, found: Loaded) -> None:
 # ------------------------------------------------------------------------------------------------------------ one layer
 
 
-def load_layer(directory: str | Path, tag: str | None, index: int) -> Any:
+def load_layer(directory: str | Path, tag: str | None, index: int) -> Params:
     """Reads the params of one layer, and nothing else of the checkpoint.
 
     Args:
-      directory, tag: of `Engine.save_checkpoint`; tag None is the latest one.
+      directory, tag: as they were given to `Engine.save_checkpoint`; the tag None is the latest one.
       index: global index of the layer.
 
     Returns:
-      Its params, a nested dict of numpy arrays; `{}` if it has none or is a later use of a tie. (A layer whose `init`
-      returns something else than nested dicts comes as nested dicts, too, with indices as strings.)
+      Its params as nested dicts of NumPy arrays, in the shapes and dtypes that the layer made; `{}` if it has no params,
+      or is a later use of a tied layer. A layer whose `init` returns other containers than dicts comes as nested dicts
+      too, with indices as strings.
 
     Raises:
       CheckpointError: there is no such checkpoint or layer, or it is damaged.
     """
 
-    def once(path: Path, made: Manifest) -> Any:
+    def once(path: Path, made: Manifest) -> Params:
         if isinstance(index, bool) or not hasattr(index, "__index__") or not 0 <= index < len(made.layers):
             raise CheckpointError(f"{path}: expected a layer index from 0 to {len(made.layers) - 1}, found {index!r}.")
         specs = {n: s for n, s in made.layers[index].arrays.items() if n.split("/")[0] == PARAMS}

@@ -1,6 +1,6 @@
 """The manifest of a checkpoint, `checkpoint.json`: what the items hold, and everything about the run that is no array.
 
-It is written last, so a folder that has one is complete. No JAX.
+It is written last, so a folder that has one is complete. This module does not use JAX.
 """
 
 import base64
@@ -10,25 +10,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from jaxpipe.errors import CheckpointError
 
+Json: TypeAlias = None | bool | int | float | str | list[Any] | dict[str, Any]
+
 NAME = "checkpoint.json"
-PROGRAM = "jaxpipe"  # others use the name of the file, too
-# Raised when a reader of an older version could no longer understand what is written.
+PROGRAM = "jaxpipe"  # written into the file, because other programs use the name of the file too
+# The number of the format. Raise it when older readers would misunderstand what is written.
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Dtype and shape of an array."""
+    """The dtype and the shape of an array; as text, `float32[8,16]`."""
 
     dtype: str
     shape: tuple[int, ...]
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
     def __str__(self) -> str:
@@ -37,7 +40,13 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """A layer: its name, the layer that holds its weights if that is another one, and the arrays of its item."""
+    """A layer in a checkpoint.
+
+    Attributes:
+      name: its name in the module.
+      tied_to: index of the layer that holds its weights, if that is another one.
+      arrays: what its item holds, by name.
+    """
 
     name: str
     tied_to: int | None
@@ -49,13 +58,19 @@ class Manifest:
     """What a checkpoint holds.
 
     Attributes:
-      id: of this very save, so that a reader notices if another one takes its place.
-      layers, state: the items; see `homes`.
-      step: optimizer steps. train_calls: calls of `train_batch`, those without a step included.
-      micro_batches_seen: how far the data was read. data_state: what the iterator said about that, if it was asked.
-      key_impl: kind of the PRNG key, None for an untyped one.
-      files: size of every file of the items, by its path in the checkpoint: what is cut short is noticed.
-      config, partition, mesh, versions, saved_at: of the writing run, for whoever looks; loading depends on none of them.
+      id: unique for every save, so that a reader notices if another checkpoint takes its place.
+      layers, state: what the items hold; see `homes`.
+      step: number of optimizer steps.
+      train_calls: number of calls of `train_batch`, including those that did not change the state.
+      micro_batches_seen: how many micro-batches were read.
+      data_state: what the data iterator said about where it stands, if it was asked; see `encode_data_state`.
+      key_impl: the kind of the PRNG key; None for an untyped one.
+      client_state: what the user stores with the checkpoint, a JSON value.
+      config, partition, mesh, versions, saved_at: facts about the run that wrote it, for people. Loading does not depend
+        on them.
+      files: the size in bytes of every file of the items, by its path in the checkpoint. It shows when a file was cut
+        short.
+      format: the number of the format; see `FORMAT`.
     """
 
     id: str
@@ -64,10 +79,10 @@ class Manifest:
     step: int
     train_calls: int
     micro_batches_seen: int
-    data_state: Any
+    data_state: Json
     key_impl: str | None
     client_state: dict[str, Any]
-    config: dict[str, Any]
+    config: dict[str, Json]
     partition: list[int]
     mesh: dict[str, int]
     versions: dict[str, str]
@@ -76,27 +91,27 @@ class Manifest:
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The text of the file `checkpoint.json`."""
         layers = [{**vars(layer), "arrays": _texts(layer.arrays)} for layer in self.layers]
         found = {"program": PROGRAM, **vars(self), "layers": layers, "state": _texts(self.state)}
         return json.dumps(found, indent=1) + "\n"
 
     @property
     def num_params(self) -> int:
-        """Of all layers."""
+        """The number of parameters of all layers."""
         return sum(size_of(layer.arrays) for layer in self.layers)
 
 
 def size_of(arrays: Mapping[str, ArraySpec]) -> int:
-    """How many numbers the params among the arrays hold."""
+    """The number of parameters: of the elements of those arrays that are params."""
     return sum(spec.size for name, spec in arrays.items() if name.split("/")[0] == "params")
 
 
 def read(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder.
+    """Reads the manifest of a checkpoint folder.
 
     Raises:
-      CheckpointError: there is none, it is damaged, or of a newer format.
+      CheckpointError: there is none, it is damaged, or its format is newer than this version of jaxpipe.
     """
     path = folder / NAME
     try:
@@ -128,7 +143,7 @@ def _parse(path: Path, found: dict[str, Any]) -> Manifest:
             f"{path}: expected format {FORMAT} or older, found {version}, written by jaxpipe "
             f"{found.get('versions', {}).get('jaxpipe', '?')}. Read it with that version of jaxpipe, or a later one."
         )
-    kinds: dict[str, Any] = {"id": str, "step": int, "train_calls": int, "micro_batches_seen": int, "saved_at": str}
+    kinds: dict[str, type] = {"id": str, "step": int, "train_calls": int, "micro_batches_seen": int, "saved_at": str}
     kinds |= {"client_state": dict, "config": dict, "mesh": dict, "versions": dict, "files": dict, "partition": list}
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
@@ -136,7 +151,7 @@ def _parse(path: Path, found: dict[str, Any]) -> Manifest:
     if not all(isinstance(size, int) for size in found["files"].values()):
         raise TypeError("a size in files is no integer")
     layers = [LayerRecord(each["name"], each["tied_to"], _specs(each["arrays"])) for each in found["layers"]]
-    # Fields that are not known are those of a newer version that this one can do without: the format says so.
+    # Fields that are not known come from a newer version. This one can do without them, or the format would be newer too.
     rest = {each.name: found[each.name] for each in fields(Manifest) if each.name not in ("layers", "state")}
     return Manifest(layers=layers, state=_specs(found["state"]), **rest)
 
@@ -146,7 +161,7 @@ def _texts(specs: dict[str, ArraySpec]) -> dict[str, str]:
 
 
 def _specs(found: dict[str, str]) -> dict[str, ArraySpec]:
-    """From `float32[8,16]`."""
+    """Reads texts such as `float32[8,16]`."""
     made = {}
     for name, text in found.items():
         dtype, shape = text.rstrip("]").split("[")
@@ -154,8 +169,15 @@ def _specs(found: dict[str, str]) -> dict[str, ArraySpec]:
     return made
 
 
-def check_json(value: Any, what: str) -> None:
-    """Raises CheckpointError unless `value` comes back from JSON as it is."""
+def check_json(value: object, what: str) -> None:
+    """Checks that a value comes back from JSON unchanged.
+
+    Args:
+      what: the name of the value in messages.
+
+    Raises:
+      CheckpointError: it does not.
+    """
     if value is None or isinstance(value, (bool, str)) or type(value) in (int, float):
         return
     if isinstance(value, list):
@@ -173,14 +195,18 @@ def check_json(value: Any, what: str) -> None:
         )
 
 
-def encode_data_state(state: Any) -> Any:
-    """What `data_iter.get_state()` returned, as JSON: bytes or a JSON value."""
+def encode_data_state(state: Any) -> dict[str, Json]:
+    """Makes a JSON value of what `data_iter.get_state()` returned, which may be bytes or a JSON value.
+
+    Raises:
+      CheckpointError: it is neither.
+    """
     if isinstance(state, bytes):
         return {"bytes": base64.b64encode(state).decode("ascii")}
     check_json(state, "data_iter.get_state()")
     return {"json": copy.deepcopy(state)}
 
 
-def decode_data_state(encoded: Any) -> Any:
-    """The inverse."""
+def decode_data_state(encoded: Any) -> bytes | Json:
+    """The inverse of `encode_data_state`."""
     return base64.b64decode(encoded["bytes"]) if "bytes" in encoded else encoded["json"]

@@ -1,8 +1,8 @@
-"""Another path to a folder, for libraries that read more into a path than the names of folders. Files only, no JAX.
+"""Gives another path to a folder, for libraries that take some paths for more than the names of folders.
 
-Orbax and what is below it look for files with patterns made of the whole path (`[`, `*`, `?`), take a few beginnings and
-endings for something else (`/gs/`, `~`, `:/`, a backslash), and shorten `link/..` to nothing, which is another folder
-where `link` is a symbolic link. None of that raises: files end up elsewhere, or are not found.
+Orbax and the libraries below it search for files with patterns that they make of the whole path (`[`, `*`, `?`). They give
+a special meaning to some beginnings and endings (`/gs/`, `~`, `:/`, a backslash). They shorten `link/..` to nothing, which
+is another folder if `link` is a symbolic link. None of that raises an error: files end up elsewhere, or are not found.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from jaxpipe.errors import CheckpointError
 
-# What surely has no second meaning. Paths near the limit of the system are not plain: the library appends to them.
+# Paths that surely have no second meaning. Paths near the limit of the system are not plain: the library makes them longer.
 _PLAIN = re.compile(r"/(?!gs/|s3/|az/|hf/)[A-Za-z0-9_./=+,@-]{0,1000}")
 
 
 @contextlib.contextmanager
 def plain(folder: Path) -> Iterator[Path]:
-    """A path of the same folder that has no characters of a special meaning; `folder` itself if it is such a path.
+    """Gives a path to the same folder without characters that have a special meaning; `folder` itself if it is plain.
 
     Args:
-      folder: absolute, and there.
+      folder: an absolute path of an existing folder.
 
     Raises:
       CheckpointError: this machine has no place for such a path.
@@ -36,7 +36,7 @@ def plain(folder: Path) -> Iterator[Path]:
 
 
 def _by_descriptor(folder: Path, stack: contextlib.ExitStack) -> Path | None:
-    """The folder as an open file of this process; None on systems that do not offer that. Leaves nothing behind."""
+    """The path of the folder as an open file of this process, which leaves nothing behind; None if the system has none."""
     descriptor = os.open(folder, os.O_RDONLY)
     stack.callback(os.close, descriptor)
     path = Path(f"/proc/self/fd/{descriptor}")
@@ -47,7 +47,7 @@ def _by_descriptor(folder: Path, stack: contextlib.ExitStack) -> Path | None:
 
 
 def _by_link(folder: Path, stack: contextlib.ExitStack) -> Path:
-    """A symbolic link in the folder for temporary files."""
+    """The path of a symbolic link to the folder, in the folder for temporary files."""
     link = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxpipe-"))) / "folder"
     if not _PLAIN.fullmatch(os.fspath(link)):
         raise CheckpointError(

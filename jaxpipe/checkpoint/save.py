@@ -1,4 +1,4 @@
-"""Writes checkpoints: at once, or from a copy on the host while training goes on."""
+"""Writes checkpoints, either at once or from a copy on the host while training goes on."""
 
 import copy
 import dataclasses
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def describe(homes: Homes, state: TrainState, config: Config, mesh: jax.sharding.Mesh, **counters: Any) -> Manifest:
-    """The manifest of a state; `counters` are the fields of `Manifest` that the engine knows."""
+    """Makes the manifest of a state. `counters` are the fields of `Manifest` that only the engine knows."""
     module, expected = homes.layout.module, homes.expected(state)
     layers = [
         LayerRecord(
@@ -62,12 +62,12 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> str | int | float | None:
     return value if isinstance(value, (str, int, float, type(None))) else getattr(value, "__name__", repr(value))
 
 
 class Saver:
-    """Writes one checkpoint at a time. A failure in the background is logged, and raised by `wait`."""
+    """Writes one checkpoint at a time. A failure in the background is logged, and `wait` raises it."""
 
     def __init__(self):
         self._thread: threading.Thread | None = None
@@ -84,11 +84,24 @@ class Saver:
         keep: int | None,
         blocking: bool,
     ) -> Path:
-        """Writes the items, then the manifest, and reads them back; then the folder gets its name, then `latest` names it.
+        """Writes a checkpoint.
+
+        The items are written first, then the manifest, and both are looked at on the disk. Only then the folder gets its
+        name, and at last `latest` names it.
 
         Args:
-          source: item after item; the next one is asked for when the one before is on disk, unless the writing is done in
-            the background, which begins with a copy of everything on the host.
+          made: the manifest, without `files`.
+          source: yields (item, arrays). The next item is asked for when the one before is on the disk. If the writing is
+            done in the background, everything is copied to the host first.
+          save_latest: whether `latest` names the checkpoint.
+          keep: how many checkpoints to keep in the directory; None keeps all.
+          blocking: False writes in the background.
+
+        Returns:
+          The folder of the checkpoint.
+
+        Raises:
+          CheckpointError: it could not be written, or a flag is not True or False.
         """
         for flag, value in {"save_latest": save_latest, "blocking": blocking}.items():
             if not isinstance(value, bool):
@@ -110,13 +123,17 @@ class Saver:
         return directory / tag
 
     def join(self) -> None:
-        """Waits for the checkpoint that is being written."""
+        """Waits until no checkpoint is being written any more."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def wait(self) -> None:
-        """As `join`; raises CheckpointError if a checkpoint in the background has failed."""
+        """Waits as `join` does, and then reports the failure of a checkpoint that was written in the background.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
         self.join()
         error, self._error = self._error, None
         if error is not None:
@@ -142,7 +159,7 @@ def _write(
             written = draft.commit()
     except CheckpointError:
         raise
-    except Exception as error:  # Orbax and tensorstore have many kinds for a disk that is full
+    except Exception as error:  # Orbax and tensorstore raise many kinds of exceptions when a disk is full
         raise CheckpointError(
             f"{directory / tag}: the checkpoint could not be written: {type(error).__name__}: {_reason(error)} Earlier "
             "checkpoints and the state of training are as they were."
@@ -160,11 +177,11 @@ def _write(
 
 
 def _reason(error: BaseException) -> str:
-    """The most telling line: that of the operating system, if there is one."""
+    """The most helpful line of an error: what the operating system said, if it said something."""
     while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     text = str(error).strip()
-    if "shutdown" in text:  # Orbax needs new threads, and Python starts none any more
+    if "shutdown" in text:  # Orbax needs new threads, but Python does not start any at its end
         return "The program ended meanwhile: call engine.wait_for_checkpoint() before its end."
     for known in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
         if known in text:
@@ -173,7 +190,14 @@ def _reason(error: BaseException) -> str:
 
 
 def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) -> dict[str, Any]:
-    """The client state; raises CheckpointError for what cannot be stored, before anything is written."""
+    """Checks the arguments of a save before anything is written, and copies the client state.
+
+    Returns:
+      The copy, which may be written later.
+
+    Raises:
+      CheckpointError: the client state cannot be stored as JSON, `keep` is no count, or there are several processes.
+    """
     state = {} if client_state is None else client_state
     if not isinstance(state, dict):
         raise CheckpointError(f"client_state is a {type(state).__name__}: expected a dict.")
@@ -191,8 +215,12 @@ def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) ->
     return copy.deepcopy(state)  # it may be written later
 
 
-def data_state(data_iter: Any) -> Any:
-    """Where a data iterator stands, as it says itself, in JSON; None without one."""
+def data_state(data_iter: Any) -> dict[str, manifest.Json] | None:
+    """What a data iterator says about where it stands, as a JSON value; None if there is no iterator.
+
+    Raises:
+      CheckpointError: the iterator has no `get_state`, or what it returns cannot be stored.
+    """
     if data_iter is None:
         return None
     if not hasattr(data_iter, "get_state"):

@@ -1,7 +1,7 @@
-"""Compares what lies on disk with the manifest: a save is reported when that has been seen, not when nobody complained.
+"""Compares what lies on the disk with the manifest. A save succeeds when that comparison does, not when no call failed.
 
-Libraries have merged no files, or lost some, without raising anything. The comparison reads the descriptions of the
-arrays, not the arrays, so it takes a few milliseconds per item and no memory.
+The reason is that libraries have lost files, or not merged them, without raising an error. The comparison reads only the
+descriptions of the arrays, so it takes a few milliseconds per item and no memory.
 """
 
 from collections.abc import Mapping
@@ -14,16 +14,20 @@ from jaxpipe.errors import CheckpointError
 
 
 def stored(made: Manifest) -> dict[str, dict[str, ArraySpec]]:
-    """Per item that the manifest names, the arrays in it. Layers that hold nothing have an entry, too, and no item."""
+    """The arrays of each item that the manifest names. Layers that hold nothing have an entry too, but no item on disk."""
     return {**{layer_item(index): layer.arrays for index, layer in enumerate(made.layers)}, STATE: made.state}
 
 
 def check_written(folder: Path, made: Manifest, name: Path) -> None:
-    """Raises CheckpointError unless every item that the manifest names is there, with the arrays it names and no others.
+    """Compares a checkpoint on the disk with its manifest.
 
     Args:
-      folder: where the checkpoint lies, its own manifest included.
-      name: where it is going to be.
+      folder: where the checkpoint lies, with its manifest.
+      made: the manifest that was written.
+      name: where the checkpoint is going to be, for messages.
+
+    Raises:
+      CheckpointError: an item is missing, or holds other arrays than the manifest says.
     """
     if manifest.read(folder).id != made.id:
         raise CheckpointError(f"{name}: expected the manifest that was just written, found another one.")
@@ -33,12 +37,12 @@ def check_written(folder: Path, made: Manifest, name: Path) -> None:
 
 
 def _check_item(path: Path, specs: Mapping[str, ArraySpec], name: Path) -> None:
-    expected = {name: spec for name, spec in specs.items() if spec.size}  # empty arrays are in the manifest alone
+    expected = {name: spec for name, spec in specs.items() if spec.size}  # only the manifest has empty arrays
     where = f"{name}: the checkpoint was not saved: its item {path.name} was written, but"
     way_out = "Earlier checkpoints and the state of training are as they were: save again, or somewhere else."
     try:
         found = items.described(path)
-    except Exception as error:  # Orbax and tensorstore have many kinds
+    except Exception as error:  # Orbax and tensorstore raise many kinds of exceptions
         text = str(error).strip().splitlines() or ["no message"]
         raise CheckpointError(
             f"{where} cannot be read back: expected {len(expected)} arrays, found {type(error).__name__}: "

@@ -1,7 +1,9 @@
-"""Weights as a safetensors file, for programs that know nothing of jaxpipe. The only import of safetensors, and a late one.
+"""Weights as a safetensors file, for programs that do not know jaxpipe.
 
-Names are stable: `layers.<global index>.<path in the layer's params>`, such as `layers.3.up.kernel`; arrays have the shapes
-that the layer's `init` gave. A later use of a tie has no arrays. A dot in a key is written %2E.
+Names are stable: `layers.<global index>.<path in the layer's params>`, such as `layers.3.up.kernel`. Arrays have the shapes
+that the layer's `init` gave them. A later use of a tied layer has no arrays. A dot in a key is written as %2E.
+
+No other module imports safetensors. It is imported only when it is needed, because it is an optional dependency.
 """
 
 import os
@@ -20,14 +22,16 @@ from jaxpipe.types import Params
 
 
 def save_weights(path: str | os.PathLike[str], layers: Sequence[Params]) -> None:
-    """Writes per-layer params to a safetensors file, at once.
+    """Writes the params of each layer to a safetensors file. Readers see the old file or the whole new one.
 
     Args:
       path: of the file; its folder must exist.
-      layers: per layer, its own params, as `Pipeline.to_layers` and `Engine.to_layers` give.
+      layers: for each layer its own params, arrays in the shapes that the layer made, as `Pipeline.to_layers` and
+        `Engine.to_layers` give them.
 
     Raises:
-      CheckpointError: the file cannot be written. ImportError: safetensors is not installed.
+      CheckpointError: the file cannot be written.
+      ImportError: safetensors is not installed.
     """
     if not isinstance(layers, (list, tuple)):
         raise CheckpointError(
@@ -40,16 +44,16 @@ def save_weights(path: str | os.PathLike[str], layers: Sequence[Params]) -> None
             _check_written(draft, arrays)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: the weights were not saved: {error}") from error
-    except Exception as error:  # the library has a kind of its own for a disk that is full
+    except Exception as error:  # the library raises an exception of its own when a disk is full
         raise CheckpointError(f"{path}: the weights could not be written: {error}.") from error
 
 
 def _check_written(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Raises CheckpointError unless the file names these arrays, with their shapes; none of them is read."""
+    """Raises CheckpointError unless the file names these arrays with these shapes. No array is read."""
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # no mapping
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # it is no mapping
     expected = {name: array.shape for name, array in arrays.items()}
     if odd := sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)):
         raise CheckpointError(
@@ -58,19 +62,20 @@ def _check_written(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def load_weights(path: str | os.PathLike[str], like: Sequence[Params] | None = None) -> list[Params]:
-    """Reads what `save_weights` wrote.
+    """Reads a file that `save_weights` wrote.
 
     Args:
       path: of the file.
-      like: per layer, params (arrays or ShapeDtypeStruct) in whose structure the arrays come, and whose shapes and dtypes
-        they must have: `engine.to_layers()`, or `[layer.params for layer in module.shapes(example_inputs)]`. None: nested
-        dicts, which is right for flax modules.
+      like: for each layer, params (arrays or ShapeDtypeStruct) that have the structure, shapes and dtypes which the result
+        must have: `engine.to_layers()`, or `[layer.params for layer in module.shapes(example_inputs)]`. With None the
+        result has nested dicts, which is right for flax modules.
 
     Returns:
-      Per layer, its own params as numpy arrays, for `initialize(..., layers=...)` or `Pipeline.from_layers`.
+      For each layer its own params as NumPy arrays, for `initialize(..., layers=...)` or `Pipeline.from_layers`.
 
     Raises:
-      CheckpointError: the file is missing, damaged, foreign, or does not fit `like`.
+      CheckpointError: the file is missing or damaged, `save_weights` did not write it, or it does not fit `like`.
+      ImportError: safetensors is not installed.
     """
     library = _safetensors()
     try:

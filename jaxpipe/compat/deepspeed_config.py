@@ -1,20 +1,22 @@
-"""Reads a DeepSpeed configuration: the fields of a `Config` that mean the same.
+"""Reads a DeepSpeed configuration, and makes the fields of a `Config` that mean the same.
 
-    train_batch_size                            checked against the next two and the number of data ranks
-    train_micro_batch_size_per_gpu              as above
-    gradient_accumulation_steps                 num_micro_batches; derived from the two above where absent, else 1
-    gradient_clipping                           gradient_clipping; 0 is no clipping. Absent is 1.0, the default of
-                                                recent releases; older ones did not clip: write 0.0 to get that
-    steps_per_print                             steps_per_print
-    pipeline.activation_checkpoint_interval     remat: k > 0 is the interval k, 0 is "none". Absent leaves jaxpipe's own
-                                                default: there DeepSpeed looks at its PipelineModule, not at this file.
-                                                It decides about memory and speed, never about results
+    train_batch_size                            is checked against the next two and the number of data ranks
+    train_micro_batch_size_per_gpu              is checked in the same way
+    gradient_accumulation_steps                 becomes num_micro_batches. If it is absent, it is derived from the two
+                                                above if both are given, and is 1 otherwise
+    gradient_clipping                           becomes gradient_clipping; 0 does not clip. If it is absent it is 1.0, the
+                                                default of recent releases; write 0.0 for the older ones, which did not clip
+    steps_per_print                             becomes steps_per_print
+    pipeline.activation_checkpoint_interval     becomes remat: k > 0 is the interval k, and 0 is "none". If it is absent,
+                                                remat keeps its own default, because DeepSpeed then looks at its
+                                                PipelineModule and not at this file. Results do not depend on it, only
+                                                memory and speed do
 
-Three things can happen to any other key, also to one inside a section (`jaxpipe.compat.deepspeed_keys` has them all). It
-is *ignored* with a warning if its job is done elsewhere or not needed; *refused* if leaving it out would silently train
-something else; *unknown* otherwise. DeepSpeed itself takes any key at the top without a word, so a misspelt one has no
-effect there; here it is an error. Keys that ask for nothing (`false`, `null`, `{"enabled": false}`, DeepSpeed's own
-default) pass in silence.
+One of three things happens to every other key, also to a key inside a section (`jaxpipe.compat.deepspeed_keys` lists them).
+It is *ignored* with a warning if its job is done elsewhere or not needed. It is *refused* if leaving it out would silently
+train something else. Otherwise it is *unknown*, which is an error; DeepSpeed itself accepts any key at the top silently, so
+that a misspelt one has no effect. Keys that ask for nothing (`false`, `null`, `{"enabled": false}`, the default of
+DeepSpeed) are accepted without a warning.
 """
 
 import json
@@ -33,7 +35,7 @@ __all__ = ["read"]
 
 
 def read(source: Mapping[str, Any] | str | os.PathLike[str], *, data: int = 1) -> dict[str, Any]:
-    """Keyword arguments for `Config`; the arguments and errors are described at `Config.from_deepspeed`."""
+    """Returns keyword arguments for `Config`. See `Config.from_deepspeed` for the arguments and the errors."""
     ranks = as_count(data)
     if ranks is None:
         raise ConfigError(f"data={show(data)} must be the number of data ranks, 1 or more.")
@@ -65,7 +67,11 @@ def read(source: Mapping[str, Any] | str | os.PathLike[str], *, data: int = 1) -
 
 
 def _judge(name: str, value: Any, ignored: dict[str, str]) -> None:
-    """Decides about a key, `section.key` inside a section: raises, or adds to what is ignored, or says nothing."""
+    """Decides what happens to a key: raises ConfigError, or adds it to `ignored` with the reason, or does nothing.
+
+    Args:
+      name: inside a section it is `section.key`.
+    """
     if name == "zero_optimization":
         _check_stage(value)
     if name == "data_types" and value is not None:
@@ -94,7 +100,7 @@ def _judge(name: str, value: Any, ignored: dict[str, str]) -> None:
 
 
 def _check_section(name: str, value: Any) -> None:
-    """Raises ConfigError for what is no section, and for a key that DeepSpeed does not have in it."""
+    """Raises ConfigError if the value is no section, or has a key that DeepSpeed does not know in this section."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"DeepSpeed configuration: {name}={show(value)} must be a section {{...}}.")
     for key in value:
@@ -105,13 +111,13 @@ def _check_section(name: str, value: Any) -> None:
             )
 
 
-def _asks_for_nothing(name: str, section: Any) -> bool:
+def _asks_for_nothing(name: str, section: object) -> bool:
     return isinstance(section, Mapping) and all(
         not _is_on(value) or _same(value, KEYS[name].get(key)) for key, value in section.items()
     )
 
 
-def _same(value: Any, default: Any) -> bool:
+def _same(value: object, default: object) -> bool:
     return isinstance(value, bool) == isinstance(default, bool) and bool(value == default)
 
 
@@ -158,7 +164,7 @@ def _num_micro_batches(config: Mapping[str, Any], data: int) -> int:
     micro = size("train_micro_batch_size_per_gpu")
     steps = size("gradient_accumulation_steps")
     if steps is None:
-        # Without both sizes DeepSpeed takes one step, too.
+        # If one of both sizes is missing, DeepSpeed takes one step too.
         steps = max(1, total // (micro * data)) if total and micro else 1
     unit = (micro or 1) * steps
     if total is None or (total == unit * data if micro else total % (unit * data) == 0):
@@ -173,12 +179,12 @@ def _num_micro_batches(config: Mapping[str, Any], data: int) -> int:
 
 
 def _clipping(value: object) -> object:
-    """DeepSpeed's way to switch clipping off is 0."""
+    """The value for jaxpipe, in which None switches clipping off; DeepSpeed writes 0 for that."""
     return None if value is None or value is False or as_number(value) == 0 else value
 
 
 def _never(steps: object) -> object:
-    """Other libraries write infinity where nothing is to be printed."""
+    """The value for jaxpipe, in which None never prints; other libraries write infinity for that."""
     return None if isinstance(steps, float) and math.isinf(steps) and steps > 0 else steps
 
 
@@ -205,8 +211,8 @@ def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return config.get(key) or {}
 
 
-def _is_on(value: Any) -> bool:
-    """Whether a key does anything: `false`, `null`, an empty section and one that is not enabled do nothing."""
+def _is_on(value: object) -> bool:
+    """Whether a value does anything; `false`, `null`, an empty section and a section that is not enabled do nothing."""
     if isinstance(value, Mapping) and value:
         return bool(value.get("enabled", value.get("device", True) != "none"))
     return bool(value)

@@ -1,10 +1,9 @@
-"""The keys of a DeepSpeed configuration: what becomes of each, and the value with which it asks for nothing.
+"""The keys of a DeepSpeed configuration: what happens to each, and the value with which it asks for nothing.
 
 Source: https://github.com/deepspeedai/DeepSpeed, deepspeed/runtime/config.py and the files beside it that it reads.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 MAPPED = (
     "train_batch_size",
@@ -66,13 +65,13 @@ REFUSED = (
     "zero_optimization.zeropp_loco_param",
 )
 
-# A key of one of these sections, with another value than its default, is ignored because of its section.
+# A key in one of these sections is ignored, for this reason, if its value is not the default.
 SWITCHED_OFF = {
     **{section: f"{section} is switched off" for section in REFUSED if "." not in section},
     "zero_optimization": "ZeRO is switched off",
 }
 
-# Their usual values are spelt out in many files; every other value trains something else.
+# Keys that are refused unless they have their usual value, which many files spell out: other values train something else.
 ONLY = {"managed_gradient_accumulation": (True,), "gradient_allreduce_op": ("mean",)}
 
 _BF16 = {
@@ -85,9 +84,9 @@ _BF16 = {
 _OFFLOAD = {"device": "none", "nvme_path": None, "buffer_count": None, "pin_memory": False}
 _MONITOR = {"enabled": False, "output_path": "", "job_name": "DeepSpeedJobName"}
 
-# Section -> its keys with their defaults in DeepSpeed; a default asks for nothing, and so do false and null. Sections that
-# are not here hold what belongs to other programs, or are ignored or refused as a whole.
-KEYS: Mapping[str, Mapping[str, Any]] = {
+# For each section, its keys with their defaults in DeepSpeed. A default asks for nothing, and so do false and null.
+# Sections that are not listed here belong to other programs, or are ignored or refused as a whole.
+KEYS: Mapping[str, Mapping[str, object]] = {
     "fp16": {
         "enabled": False,
         "auto_cast": False,

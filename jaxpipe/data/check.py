@@ -1,6 +1,4 @@
-"""Looks at batches, micro-batches and examples by types and shapes, before anything is traced or moved."""
-
-from typing import Any
+"""Checks batches, micro-batches and examples by types and shapes, before anything is traced or moved."""
 
 import jax
 from jax.sharding import Mesh
@@ -13,16 +11,21 @@ from jaxpipe.types import Batch, Tree
 
 
 def check_batch(
-    batch: Any, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False
+    batch: object, num_micro_batches: int | None, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False
 ) -> tuple[Tree, Tree, int]:
-    """Splits a batch into (inputs, labels, M).
+    """Checks a batch and splits it.
 
     Args:
-      num_micro_batches: what M must be, or None if any will do.
-      any_rows: the rows need not be a multiple of the data ranks.
+      batch: a pair (inputs, labels) with leaves [M, B, ...].
+      num_micro_batches: what M must be; None allows any M.
+      needs_labels: False leaves the labels unchecked.
+      any_rows: True allows rows that are no multiple of the data ranks.
+
+    Returns:
+      (inputs, labels, M).
 
     Raises:
-      DataError: naming the leaf, what was expected and what was found.
+      DataError: the batch does not fit; it names the leaf, what was expected and what was found.
     """
     inputs, labels = check_pair(batch, "A batch is a pair (inputs, labels), got")
     leaves = named(inputs, labels if needs_labels else None)
@@ -48,22 +51,28 @@ def check_batch(
 
 
 def check_micro_batch(item: Batch, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False) -> None:
-    """Looks at one micro-batch (inputs, labels), leaves [B, ...], before it goes to a device.
+    """Checks one micro-batch before it goes to a device.
 
     Args:
-      any_rows: the rows need not be a multiple of the data ranks.
+      item: (inputs, labels) with leaves [B, ...].
+      needs_labels: False leaves the labels unchecked.
+      any_rows: True allows rows that are no multiple of the data ranks.
 
     Raises:
-      DataError: naming the leaf, what was expected and what was found.
+      DataError: the micro-batch does not fit; it names the leaf, what was expected and what was found.
     """
     leaves = named(item[0], item[1] if needs_labels else None)
-    check_types(leaves, native=False)  # stacking them makes native ones
-    # With several processes each brings a part, of which only the whole has to be divisible.
+    check_types(leaves, native=False)  # stacking makes arrays of the native byte order
+    # With several processes each one brings a part of the rows, and the data ranks must divide the whole only.
     check_rows(leaves, 0, 1 if any_rows or jax.process_count() > 1 else data_size(mesh))
 
 
-def check_example(example: Any, mesh: Mesh) -> None:
-    """The same for the example of a micro-batch: arrays or ShapeDtypeStruct."""
+def check_example(example: object, mesh: Mesh) -> None:
+    """Checks the example of a micro-batch, a pair (inputs, labels) of arrays or ShapeDtypeStruct [B, ...].
+
+    Raises:
+      DataError: the example does not fit; it names the leaf, what was expected and what was found.
+    """
     inputs, labels = check_pair(
         example, "example is one micro-batch: a pair (inputs, labels) of arrays or jax.ShapeDtypeStruct; got"
     )

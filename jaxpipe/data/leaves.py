@@ -1,5 +1,6 @@
-"""What the leaves of inputs and labels must be, judged by types and shapes alone: nothing is computed or moved."""
+"""Judges the leaves of inputs and labels by their types and shapes alone. Nothing is computed or moved."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -12,13 +13,17 @@ from jaxpipe.errors import DataError, JaxpipeError
 from jaxpipe.model.shapes import aval, describe
 from jaxpipe.types import Batch, Tree
 
-Named = list[tuple[str, Any]]
+Named = list[tuple[str, Any]]  # leaves with their names
 
 _AS_ARRAY = "Lists and tuples are structures of arrays here; if one stands for an array, make it one: np.asarray(...)."
 
 
 def paths(tree: Tree) -> Named:
-    """The leaves of a tree with their paths, such as `['mask'][0]`."""
+    """The leaves of a tree with their paths, such as `['mask'][0]`.
+
+    Raises:
+      DataError: a dict has keys that cannot be sorted.
+    """
     try:
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     except ValueError as error:
@@ -27,7 +32,7 @@ def paths(tree: Tree) -> Named:
 
 
 def named(inputs: Tree, labels: Tree = None) -> Named:
-    """The leaves of a pair with names such as `labels['mask']`.
+    """The leaves of inputs and labels with names such as `labels['mask']`.
 
     Raises:
       DataError: the inputs hold no array, or a dict has keys that cannot be sorted.
@@ -38,8 +43,16 @@ def named(inputs: Tree, labels: Tree = None) -> Named:
     return found + [("labels" + path, leaf) for path, leaf in paths(labels)]
 
 
-def check_pair(item: Any, what: str, rule: str = "") -> Batch:
-    """`item` as (inputs, labels); raises DataError for anything else, which begins with `what` and goes on with `rule`."""
+def check_pair(item: object, what: str, rule: str = "") -> Batch:
+    """Returns `item` as (inputs, labels).
+
+    Args:
+      what: the beginning of the message.
+      rule: the message goes on with it.
+
+    Raises:
+      DataError: it is no pair.
+    """
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return item[0], item[1]
     kind = f"{type(item).__name__} of {len(item)}" if isinstance(item, (tuple, list)) else type(item).__name__
@@ -47,10 +60,16 @@ def check_pair(item: Any, what: str, rule: str = "") -> Batch:
 
 
 def check_types(leaves: Named, kind: type[JaxpipeError] = DataError, native: bool = True) -> None:
-    """Raises an error of that kind for a leaf that JAX cannot take, or would take for something else.
+    """Refuses leaves that JAX cannot take, or would take for something else than they are.
 
     Args:
-      native: numbers must have the byte order of this machine, and shapes alone will do; False for what an iterator yields.
+      leaves: anything with names.
+      kind: the class of the error.
+      native: True requires the byte order of this machine, and allows shapes without numbers. False is for what an iterator
+        yields: any byte order, and no mere shapes.
+
+    Raises:
+      JaxpipeError: of class `kind`; it names the leaf.
     """
     for name, leaf in leaves:
         if fault := _fault(leaf, native):
@@ -58,10 +77,16 @@ def check_types(leaves: Named, kind: type[JaxpipeError] = DataError, native: boo
 
 
 def check_rows(leaves: Named, dim: int, ranks: int, where: str = "") -> None:
-    """Raises DataError unless all leaves have the same number of rows, in their dim `dim`, and data ranks divide it.
+    """Checks that all leaves have the same number of rows.
 
     Args:
-      where: said in front of the name of a leaf.
+      leaves: array-like, [M, B, ...] or [B, ...], with names.
+      dim: the dim of the rows, 1 or 0.
+      ranks: must divide the number of rows.
+      where: messages say it before the name of a leaf.
+
+    Raises:
+      DataError: the numbers of rows differ, are 0, or are no multiple of `ranks`; it names the leaf.
     """
     first, rows = leaves[0][0], aval(leaves[0][1]).shape[dim : dim + 1]
     for name, leaf in leaves:
@@ -86,15 +111,15 @@ def check_rows(leaves: Named, dim: int, ranks: int, where: str = "") -> None:
             )
 
 
-def appearance(item: Batch) -> Any:
-    """Hashable, and equal for micro-batches about which all of these checks say the same; None where that is not sure.
+def appearance(item: Batch) -> Hashable | None:
+    """A value that is equal for micro-batches about which all of these checks say the same; None if that is not certain.
 
-    The checks themselves take a good part of a millisecond, which adds up over the micro-batches of a step.
+    It saves time: the checks themselves take a good part of a millisecond, which adds up over the micro-batches of a step.
     """
     try:
         leaves, structure = jax.tree.flatten(item)
         hash(structure)
-    except (ValueError, TypeError):  # keys that cannot be sorted; a node of the user's with data that cannot be hashed
+    except (ValueError, TypeError):  # keys that cannot be sorted, or a node of the user with data that cannot be hashed
         return None
     if not all(isinstance(leaf, (np.ndarray, jax.Array)) for leaf in leaves):
         return None
@@ -104,10 +129,13 @@ def appearance(item: Batch) -> Any:
 
 
 def difference(item: Batch, first: Batch, rows_too: bool) -> tuple[str, str] | None:
-    """What is different in two micro-batches: how it is in `item`, and how in `first`; None if they are alike.
+    """The first difference between two micro-batches in structure, shapes or dtypes.
 
     Args:
-      rows_too: whether unlike numbers of rows, the first dim, count.
+      rows_too: whether different numbers of rows, the first dim, are a difference.
+
+    Returns:
+      How it is in `item`, and how it is in `first`; None if there is no difference.
     """
     mine, theirs = dict(named(*item)), dict(named(*first))
     for name in {**mine, **theirs}:
@@ -126,7 +154,7 @@ def difference(item: Batch, first: Batch, rows_too: bool) -> tuple[str, str] | N
 
 
 def _fault(leaf: Any, native: bool) -> str | None:
-    """What is wrong with a leaf, and the way out; None if nothing is."""
+    """What is wrong with a leaf, and what to do about it; None if nothing is wrong."""
     if isinstance(leaf, Tracer) or (native and isinstance(leaf, jax.ShapeDtypeStruct)):
         return None
     if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -141,7 +169,7 @@ def _fault(leaf: Any, native: bool) -> str | None:
         return "a masked array, whose mask would be lost. Pass leaf.filled(...), and the mask as an array of its own."
     try:
         dtype = np.asarray(leaf).dtype
-    except Exception as error:  # whatever another library says
+    except Exception as error:  # another library may raise anything
         return f"a {type(leaf).__name__}, which NumPy cannot make an array of ({type(error).__name__}: {error})."
     if dtype.kind == "O":
         return (

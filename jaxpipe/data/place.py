@@ -1,7 +1,6 @@
-"""From micro-batches on the host to batches on the mesh, leaves [M, B, ...]."""
+"""Makes batches on the mesh, leaves [M, B, ...], of micro-batches on the host, leaves [B, ...]."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxpipe.data.pull import check_for_training, pull
 from jaxpipe.mesh import DATA, data_size
 from jaxpipe.model.shapes import aval, signature
-from jaxpipe.types import Batch
+from jaxpipe.types import AnyArray, Batch
 
 
 def pull_batch(data_iter: Iterator[Batch], num_micro_batches: int, mesh: Mesh) -> Batch:
-    """M micro-batches of one shape as a batch on the mesh, looked at before they go there.
+    """Takes M micro-batches of one shape from an iterator, checks them, and puts them on the mesh.
+
+    Returns:
+      (inputs, labels) with leaves [M, B, ...], rows over the data ranks.
 
     Raises:
-      DataError: as `pull` and `check_micro_batch` do, or two micro-batches are unlike.
+      DataError: as `pull` and `check_micro_batch` raise it, or two micro-batches differ in their shapes.
     """
     return stack(pull(data_iter, num_micro_batches, check_for_training(mesh)), mesh)
 
 
 def group(items: Sequence[Batch]) -> list[list[Batch]]:
-    """Neighbours of one shape together."""
+    """Groups neighbouring micro-batches of one shape."""
     groups: list[list[Batch]] = []
     for item in items:
         if groups and signature(groups[-1][0]) == signature(item):
@@ -35,9 +37,14 @@ def group(items: Sequence[Batch]) -> list[list[Batch]]:
 
 
 def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
-    """Micro-batches of any numbers of rows -> batches with leaves [M, B, ...], one per group of neighbours of one shape.
+    """Makes one batch of each group of neighbouring micro-batches of one shape.
 
-    They are on the mesh if the data ranks divide their rows; else on the host, to be cut further.
+    Args:
+      items: (inputs, labels) with leaves [B, ...]; the numbers of rows may differ.
+
+    Returns:
+      (inputs, labels) with leaves [M, B, ...] for each group. They are on the mesh if the data ranks divide their rows,
+      and otherwise on the host, where they will be cut further.
     """
     batches = []
     for alike in group(items):
@@ -49,13 +56,16 @@ def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
 
 
 def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
-    """Stacks micro-batches and puts them on the mesh, rows over the data ranks (each process brings its own part)."""
+    """Stacks micro-batches, leaves [B, ...], to a batch on the mesh, leaves [M, B, ...], with the rows over the data ranks.
+
+    With several processes each one brings its own part of the rows.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(None, DATA) if DATA in mesh.axis_names else PartitionSpec())
 
-    def one(*leaves: Any) -> jax.Array:
+    def one(*leaves: AnyArray) -> jax.Array:
         if isinstance(leaves[0], jax.Array) and jax.process_count() == 1:
             if any(isinstance(leaf, jax.Array) and leaf.sharding != leaves[0].sharding for leaf in leaves):
-                leaves = tuple(jax.device_put(leaf, leaves[0].sharding) for leaf in leaves)  # from where it is
+                leaves = tuple(jax.device_put(leaf, leaves[0].sharding) for leaf in leaves)
             return jax.device_put(jnp.stack(leaves), sharding)  # np.stack would wait for the device
         stacked = np.stack(leaves)
         if jax.process_count() > 1:

@@ -1,8 +1,7 @@
-"""From an iterator to micro-batches that were looked at, before any of them goes to a device."""
+"""Takes micro-batches from an iterator and checks them, before any of them goes to a device."""
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
 
 from jax.sharding import Mesh
 
@@ -11,14 +10,14 @@ from jaxpipe.data.leaves import appearance, check_pair, difference
 from jaxpipe.errors import DataError
 from jaxpipe.types import Batch
 
-Check = Callable[[Batch], None]
+Check = Callable[[Batch], None]  # raises DataError for a micro-batch that does not fit
 
 
 def pull(data_iter: Iterator[Batch], num_micro_batches: int, check: Check) -> list[Batch]:
-    """Takes M micro-batches from an iterator.
+    """Takes M micro-batches, (inputs, labels) with leaves [B, ...], from an iterator.
 
     Raises:
-      DataError: it is no iterator, ends early, or yields something else than pairs; or of `check`.
+      DataError: it is no iterator, ends early, or yields something else than pairs; or `check` raised it.
     """
     items = take(data_iter, num_micro_batches, check)
     if len(items) < num_micro_batches:
@@ -30,7 +29,13 @@ def pull(data_iter: Iterator[Batch], num_micro_batches: int, check: Check) -> li
 
 
 def take(data_iter: Iterator[Batch], most: int, check: Check) -> list[Batch]:
-    """Takes up to `most` micro-batches from an iterator, each looked at before the next; fewer only where it ends."""
+    """Takes up to `most` micro-batches from an iterator, and fewer only where it ends.
+
+    Each one is checked before the next one is taken.
+
+    Raises:
+      DataError: it is no iterator, or yields something else than pairs; or `check` raised it.
+    """
     if not hasattr(data_iter, "__next__"):
         raise DataError(
             f"data_iter is a {type(data_iter).__name__}, not an iterator: each call would start it over. "
@@ -51,27 +56,36 @@ def take(data_iter: Iterator[Batch], most: int, check: Check) -> list[Batch]:
 
 
 def _joint(text: str) -> str:
-    """Whether a message goes on the sentence, or is one of its own."""
+    """The text with what comes before it: a space if it continues a sentence, and a colon if it is a sentence itself."""
     return f" {text}" if text.startswith("is ") else f": {text}"
 
 
 def check_for_training(mesh: Mesh) -> Check:
-    """Micro-batch after micro-batch: each fits the data ranks, and all are of one shape."""
+    """A check for the micro-batches of one training step: each must fit the data ranks, and all must have one shape."""
     rule = "All micro-batches of one training step have one shape: pad the odd one, or drop it."
     return _check(lambda item: check_micro_batch(item, mesh), rows_too=True, rule=rule)
 
 
 def check_for_evaluation(mesh: Mesh, needs_labels: bool) -> Check:
-    """Micro-batch after micro-batch: they may differ in their rows; labels that are not needed are not looked at."""
+    """A check for the micro-batches of one evaluation, which may differ in their numbers of rows and in nothing else.
+
+    Args:
+      needs_labels: False leaves the labels unchecked.
+    """
     rule = "In one evaluation micro-batches may differ in the number of rows, their first dim, and in nothing else."
     check = _check(lambda item: check_micro_batch(item, mesh, any_rows=True), rows_too=False, rule=rule)
     return check if needs_labels else lambda item: check((item[0], None))
 
 
 def _check(one: Check, rows_too: bool, rule: str) -> Check:
-    """Looks at the first micro-batch with care, and at the others too unless they look just the same."""
+    """A check that calls `one` on the first micro-batch, and on the others unless they look the same as an earlier one.
+
+    Args:
+      rows_too: whether different numbers of rows are an error.
+      rule: the last sentence of the message.
+    """
     first: list[Batch] = []
-    seen: set[Any] = set()
+    seen: set[Hashable] = set()
 
     def check(item: Batch) -> None:
         looks = appearance(item)

@@ -1,10 +1,10 @@
-"""Shapes of what users' functions return, with the axes that they may name."""
+"""Evaluates users' functions on shapes, with the mesh axes bound that the functions may name."""
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.sharding import Mesh
 
 from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
@@ -41,10 +41,16 @@ def abstract(function: Callable[..., Tree], *args: Avals, mesh: Mesh) -> Avals:
     return found[0].outputs
 
 
-def refuse_deadlocks(traced: Any, mesh: Mesh) -> None:
-    """Raises Fault if a user's function, as it was traced, has a collective in which ranks of `mesh` would wait for ever.
+def refuse_deadlocks(traced: ClosedJaxpr, mesh: Mesh) -> None:
+    """Refuses users' functions in which the ranks of `mesh` would wait for each other for ever.
 
-    The ranks of a pipeline run different layers at one time, so only devices of one rank can meet in a layer.
+    The ranks of a pipeline run different layers at the same time, so only devices of one rank can meet in a layer.
+
+    Args:
+      traced: the function, as `jax.make_jaxpr` returns it.
+
+    Raises:
+      Fault: the function has a collective in which other ranks would have to take part.
     """
     for equation in equations(traced):
         if equation.primitive.name == "ppermute" and pipe_size(mesh) > 1:
@@ -62,7 +68,10 @@ def refuse_deadlocks(traced: Any, mesh: Mesh) -> None:
 
 
 def with_data_axis(function: Callable[..., Tree], size: int) -> Callable[..., Tree]:
-    """The function of one data rank as one that is traced without a mesh: "data" is an axis of `size`, dim 0 of results."""
+    """Lets a function that runs on one data rank be traced without a mesh.
+
+    Inside the function, "data" is an axis of the given size. That axis is the first dim of the results.
+    """
     return jax.vmap(function, in_axes=None, axis_name=DATA, axis_size=size)
 
 
@@ -72,8 +81,8 @@ def on_one_data_rank(function: Callable[..., Tree], *args: Avals) -> Avals:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), found)
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a jaxpr, those in the bodies of its equations included."""
+def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
+    """All equations of a jaxpr, including those in the bodies of its equations."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         for value in equation.params.values():
@@ -82,7 +91,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
                     yield from equations(body)
 
 
-def axes_of(equation: Any) -> set[Any]:
-    """The mesh axes that a collective names."""
+def axes_of(equation: JaxprEqn) -> set[Hashable]:
+    """The mesh axes that a collective names; empty for other equations."""
     named = [equation.params.get(name, ()) for name in ("axes", "axis_name")]
     return {axis for axes in named for axis in (axes if isinstance(axes, (tuple, list)) else (axes,))}

@@ -1,8 +1,9 @@
-"""Whose fault: an error inside a layer is shown as the user's own, with the layer's index and name added.
+"""Tells users which layer an error comes from.
 
-The exception that a layer raises is raised again as it is, type, message and traceback, with a note. One kind is told in
-other words, because its own are about two numbers deep inside JAX: the layer does not fit what the layer before it
-returns. It is then a `LayerError` that is an instance of the type that JAX raised as well.
+An exception that a layer raises is raised again with the same type, message and traceback, and with a note that has the
+index and the name of the layer. There is one exception to that: if the layer does not fit what the layer before it returns,
+the message of JAX is about two numbers deep inside JAX. Then a `LayerError` explains it, which is also an instance of the
+type that JAX raised.
 """
 
 import contextlib
@@ -24,16 +25,20 @@ _CALLS = re.compile(r"\(\) (got|missing|takes)\b")  # what Python says about a w
 
 
 class Fault(LayerError):
-    """What a layer does wrong, told without its name, which `blame` puts in front."""
+    """Says what a layer does wrong. The message begins with a verb, and `blame` puts the name of the layer before it."""
 
 
 @contextlib.contextmanager
 def blame(label: str, given: Callable[[], str] | None = None) -> Iterator[None]:
-    """Adds the layer to what is raised inside.
+    """Adds the name of the layer to an exception that is raised inside of the `with` block.
 
     Args:
-      label: such as `layer 2 (Block)`.
-      given: what it was given and by whom, such as `layer 1 (Scale) returns float32[4,8]`; None while it is built.
+      label: the name, such as `layer 2 (Block)`.
+      given: says what the layer was given and by whom, such as `layer 1 (Scale) returns float32[4,8]`; None while the layer
+        is built.
+
+    Raises:
+      LayerError: the layer does something that is not allowed, or does not fit what it was given.
     """
     try:
         yield
@@ -56,10 +61,10 @@ def blame(label: str, given: Callable[[], str] | None = None) -> Iterator[None]:
 
 
 def mark(error: Exception) -> None:
-    """Notes on an error that leaves a layer whether JAX (or flax, or NumPy) made it.
+    """Stores, in an error that leaves a layer, whether JAX (or flax, or NumPy) made it.
 
-    JAX takes its own frames off a traceback and says so in a note. Functions of JAX around the layer do that too, so it
-    has to be seen before the error gets there.
+    JAX removes its own frames from a traceback and says so in a note. Functions of JAX around the layer do that too, so
+    this must be called before the error gets there.
     """
     notes = getattr(error, "__notes__", ())
     by_library = _package_of(error) in _LIBRARIES or any("JAX has removed" in note for note in notes)
@@ -68,7 +73,7 @@ def mark(error: Exception) -> None:
 
 
 def _is_misfit(error: Exception) -> bool:
-    """Whether JAX (or flax, or NumPy) could not compute with what the layer was given: wrong shapes or dtypes."""
+    """Whether JAX (or flax, or NumPy) could not compute with the shapes or dtypes that the layer was given."""
     if type(error) not in (TypeError, ValueError) and type(error).__name__ != "ScopeParamShapeError":
         return False
     text = str(error)
@@ -89,10 +94,10 @@ def _package_of(error: Exception) -> str:
 
 
 def _raised_by_hand(error: Exception) -> bool:
-    """Whether a `raise` statement outside of those libraries made it.
+    """Whether a `raise` statement outside of these libraries raised the error.
 
-    Without the frames of JAX the last frame is the user's for an error of JAX too; the instruction that it stopped at is a
-    call or an operator then, and no `raise`.
+    If the frames of JAX were removed, the last frame belongs to the user even for an error of JAX. Then the instruction at
+    which that frame stopped is a call or an operator, and not a `raise`.
     """
     trace = _last(error)
     if trace is None or _package_of(error) in _LIBRARIES:
@@ -105,7 +110,7 @@ def _as_layer_error(error: Exception, text: str) -> LayerError:
     if isinstance(LayerError(), kind):
         return LayerError(text)
     both = type(LayerError.__name__, (LayerError, kind), {"__module__": LayerError.__module__, "__str__": _text})
-    made = both.__new__(both, text)  # without __init__: that of `kind` may want other arguments
+    made = both.__new__(both, text)  # without __init__, because that of `kind` may need other arguments
     made.args = (text,)
     return made
 

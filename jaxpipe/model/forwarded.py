@@ -1,12 +1,14 @@
-"""Whether a result of a traced function is one of its inputs, unchanged.
+"""Finds out whether a result of a traced function is one of its inputs, unchanged.
 
-Inside one trace the two would be the same object. Not so behind `jax.jit` or `jax.checkpoint`, whose results are new
-objects in any case: their bodies have to be read.
+Inside one trace the two would be the same object. The results of `jax.jit` and `jax.checkpoint` are always new objects, so
+the bodies of these primitives are examined.
 """
 
 from typing import Any
 
-# Primitives that run one body on their own inputs and return what it returns.
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+# Primitives that run one body on their own inputs, and return what it returns.
 _CALLS = {
     "checkpoint",
     "closed_call",
@@ -21,18 +23,22 @@ _CALLS = {
 }
 
 
-def origin(traced: Any, result: int) -> int | None:
-    """The number of the input that result number `result` of a jaxpr is, or None if it is computed."""
+def origin(traced: ClosedJaxpr, result: int) -> int | None:
+    """The number of the input that the result with number `result` is; None if the result is computed.
+
+    Args:
+      traced: as `jax.make_jaxpr` returns it.
+    """
     jaxpr = _open(traced)
     return _origin(jaxpr, jaxpr.outvars[result])
 
 
-def _open(jaxpr: Any) -> Any:
-    """The jaxpr inside a closed one; newer versions of JAX have one kind only."""
+def _open(jaxpr: Any) -> Jaxpr:
+    """The jaxpr inside a closed one. In newer versions of JAX the two are one class."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _origin(jaxpr: Any, atom: Any) -> int | None:
+def _origin(jaxpr: Jaxpr, atom: Var | Literal) -> int | None:
     for number, variable in enumerate(jaxpr.invars):
         if variable is atom:
             return number
@@ -44,7 +50,8 @@ def _origin(jaxpr: Any, atom: Any) -> int | None:
     return None
 
 
-def _through(equation: Any, place: int) -> int | None:
+def _through(equation: JaxprEqn, place: int) -> int | None:
+    """The number of the operand that the result with number `place` of an equation is, or None."""
     bodies = [_open(value) for value in equation.params.values() if hasattr(_open(value), "eqns")]
     if equation.primitive.name not in _CALLS or len(bodies) != 1:
         return None

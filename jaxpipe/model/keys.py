@@ -1,4 +1,4 @@
-"""Where every PRNG key comes from. Nothing here knows about stages, so results do not depend on the partition."""
+"""Makes all PRNG keys. Nothing here knows about stages, so results do not depend on the partition."""
 
 from typing import Any
 
@@ -8,14 +8,22 @@ import numpy as np
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.model.shapes import describe, is_key
+from jaxpipe.types import Key
 
-# What a key looks like from outside.
+# The shape of a key.
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 _WORDS = jax.eval_shape(jax.random.key_data, KEY).shape
 
 
 def as_key(key: Any, what: str = "key") -> Any:
-    """A PRNG key from what a user may give for one: a key (typed, or the older array of words), or an integer seed.
+    """Makes a PRNG key of what a user may pass for one.
+
+    Args:
+      key: a typed key [], an older key of words (uint32 [words]), the shape of either, or an integer seed.
+      what: what messages call it.
+
+    Returns:
+      A typed key [], or the shape of one.
 
     Raises:
       ConfigError: it is none of these.
@@ -39,16 +47,16 @@ def as_key(key: Any, what: str = "key") -> Any:
     raise ConfigError(f"{what}={shown} must be one PRNG key, such as jax.random.key(0), or an integer seed.")
 
 
-def init_key(key: jax.Array, layer: int | jax.Array) -> jax.Array:
-    """The key that initialises the layer with global index `layer`."""
+def init_key(key: Key, layer: int | jax.Array) -> Key:
+    """The key that initialises the layer with the global index `layer`; `key` is that of the model."""
     return jax.random.fold_in(key, layer)
 
 
-def micro_batch_key(key: jax.Array, micro_batch: int | jax.Array, data_rank: int | jax.Array) -> jax.Array:
+def micro_batch_key(key: Key, micro_batch: int | jax.Array, data_rank: int | jax.Array) -> Key:
     """The key of one micro-batch on one data rank; `key` is that of the step."""
     return jax.random.fold_in(jax.random.fold_in(key, micro_batch), data_rank)
 
 
-def layer_key(micro_batch_key: jax.Array, layer: int | jax.Array) -> jax.Array:
-    """The key a layer's `apply` gets (dropout)."""
+def layer_key(micro_batch_key: Key, layer: int | jax.Array) -> Key:
+    """The key that the `apply` of a layer is given, for dropout and the like."""
     return jax.random.fold_in(micro_batch_key, layer)

@@ -1,30 +1,33 @@
-"""Which keywords a layer is handed: `key`, `train` and `deterministic`, where its function has them.
+"""Decides which of the keywords `key`, `train` and `deterministic` a layer is given.
 
-A name alone is not enough: `def scale(x, train=2.5)` has a number of its own. `train` and `deterministic` are flags if
-their default is a bool or None, or if they have none; `key` is a PRNG key if its default is None or if it has none. What a
-`functools.partial` has set stays as it is set.
+A name alone is not enough: in `def scale(x, train=2.5)` it belongs to a number. `train` and `deterministic` are flags if
+their default is a bool or None, or if they have no default. `key` is a PRNG key if its default is None, or if it has no
+default. A keyword that a `functools.partial` has set stays as it is.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from jaxpipe.types import Tree
+
+Result = TypeVar("Result")
 FLAGS = ("train", "deterministic")
 _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True)
 class Keywords:
-    """The keywords that one function takes.
+    """The keywords that one function is given.
 
     Attributes:
-      by_position: those that directly follow the data; they are passed so, because `jax.checkpoint` and flax's `remat`
-        know static arguments by position only.
-      by_name: the others.
+      by_position: the keywords that directly follow the data. They are passed by position, because `jax.checkpoint` and
+        the `remat` of flax know static arguments by position only.
+      by_name: the other keywords.
     """
 
     by_position: tuple[str, ...] = ()
@@ -36,33 +39,33 @@ class Keywords:
     def __bool__(self) -> bool:
         return bool(self.by_position or self.by_name)
 
-    def call(self, function: Callable[..., Any], data: Sequence[Any], values: dict[str, Any]) -> Any:
-        """`function(*data, ...)` with those of the values that it takes."""
+    def call(self, function: Callable[..., Result], data: Sequence[Tree], values: dict[str, Any]) -> Result:
+        """Returns `function(*data, ...)` with those of the values that the function is given."""
         positions = [values[name] for name in self.by_position]
         return function(*data, *positions, **{name: values[name] for name in self.by_name})
 
 
 def keywords_of(
-    function: Callable[..., Any],
+    function: Callable[..., object],
     num_data: int,
     names: Collection[str] = ("key", *FLAGS),
     none_is_unset: Collection[str] = ("key", *FLAGS),
 ) -> Keywords:
-    """What `function` takes after its first `num_data` parameters.
+    """The keywords that `function` takes after its first `num_data` parameters.
 
     Args:
-      names: which keywords to look for.
-      none_is_unset: those for which a default of None means that the caller is to say it.
+      names: the keywords to look for.
+      none_is_unset: the keywords for which the default None means that the caller decides.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())[num_data:]
-    except (TypeError, ValueError):  # some builtins have no signature
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return Keywords()
     fixed = function.keywords if isinstance(function, functools.partial) else {}
     by_position, by_name = _accepted(function, num_data)
     positions: list[str] = []
     rest: list[str] = []
-    directly = True  # so far every parameter behind the data is one of ours
+    directly = True  # so far, every parameter after the data is one of the keywords
     for parameter in parameters:
         name = parameter.name
         wanted = name in names and name not in fixed and _is_ours(parameter, name in none_is_unset)
@@ -85,10 +88,10 @@ def _is_ours(parameter: inspect.Parameter, none_is_unset: bool) -> bool:
     return parameter.name in FLAGS and isinstance(parameter.default, (bool, np.bool_))
 
 
-def _accepted(function: Callable[..., Any], num_data: int) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
-    """Whether a name can be passed by position, and by name, to the function as it is.
+def _accepted(function: Callable[..., object], num_data: int) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
+    """Two functions that say whether a name can be passed to `function` by position, and whether by name.
 
-    `inspect.signature` shows what a decorated function wraps, while the wrapper may take less.
+    `inspect.signature` shows the signature of the function that a decorator wraps, but the wrapper may accept less.
     """
     try:
         outer = list(inspect.signature(function, follow_wrapped=False).parameters.values())

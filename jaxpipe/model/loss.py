@@ -1,13 +1,14 @@
-"""What a `loss_fn` may return, brought into one form: (total, weight, metrics)."""
+"""Brings everything that a `loss_fn` may return into one form: (total, weight, metrics)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from jaxpipe.errors import DataError, LossError
 from jaxpipe.mesh import DATA, manual_axes
@@ -15,7 +16,9 @@ from jaxpipe.model import loss_weight
 from jaxpipe.model.abstract import refuse_deadlocks
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import describe, sum_dtype
-from jaxpipe.types import LossFn
+from jaxpipe.types import AnyArray, Avals, LossFn, Tree
+
+Array = TypeVar("Array", bound=AnyArray)
 
 _RULE = (
     "loss_fn(outputs, labels) returns a scalar mean, or jaxpipe.Weighted(total, weight) for an exactly weighted mean; "
@@ -26,10 +29,10 @@ _RULE = (
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Weighted:
-    """What a `loss_fn` returns whose mean is not over rows, but over tokens that count, say.
+    """A loss that is not the mean over rows, but a weighted mean, such as the mean over all tokens that are not padding.
 
-    The loss of any set of micro-batches and data ranks is (sum of their totals) / (sum of their weights), and 0 where the
-    sum of the weights is 0.
+    The loss of any set of micro-batches and data ranks is (sum of their totals) / (sum of their weights), and 0 if the sum
+    of the weights is 0.
 
         def loss_fn(logits, labels):
             mask = labels >= 0
@@ -37,23 +40,25 @@ class Weighted:
             return jaxpipe.Weighted((each * mask).sum(), mask.sum())
 
     Attributes:
-      total: a floating-point scalar, the sum of the losses of what counts.
-      weight: a real scalar (a float, an integer or a boolean; it may be negative), how much counts. It may depend on the
-        labels and on the shapes of the outputs, and not on the values of the outputs: it is a constant to the gradient.
+      total: the sum of the losses, a floating-point scalar [].
+      weight: the sum of the weights, a real scalar [] (a float, an integer or a boolean; it may be negative). It may depend
+        on the labels and on the shapes of the outputs, but not on the values of the outputs, because it is a constant to
+        the gradient.
     """
 
-    total: Any
-    weight: Any
+    total: ArrayLike
+    weight: ArrayLike
 
 
 class LossTerms(NamedTuple):
     """The loss of one micro-batch on one data rank.
 
     Attributes:
-      total, weight: the mean over any set of micro-batches and data ranks is (sum of totals) / (sum of weights).
-      metrics: what the user returned beside the loss, as it is.
-      is_mean: the loss was a plain mean over rows, which has weight 1 here. Among micro-batches of unlike size its right
-        weight is their number of rows.
+      total, weight: scalars [] of one dtype, float32 or wider. The mean over any set of micro-batches and data ranks is
+        (sum of totals) / (sum of weights).
+      metrics: what the user returned beside the loss, unchanged.
+      is_mean: whether the loss was a plain mean over rows. It has the weight 1 here; among micro-batches of different
+        sizes, the right weight is the number of rows.
     """
 
     total: jax.Array
@@ -63,20 +68,24 @@ class LossTerms(NamedTuple):
 
 
 class LossShapes(NamedTuple):
-    """Abstract values of the terms of one micro-batch on one data rank; `is_mean` as in `LossTerms`."""
+    """The shapes of `LossTerms`; `is_mean` means the same."""
 
     total: jax.ShapeDtypeStruct
     weight: jax.ShapeDtypeStruct
     is_mean: bool
 
 
-def loss_terms(loss_fn: LossFn | None, outputs: Any, labels: Any) -> LossTerms:
-    """The loss of one micro-batch on one data rank.
+def loss_terms(loss_fn: LossFn | None, outputs: Tree, labels: Tree) -> LossTerms:
+    """Computes the loss of one micro-batch on one data rank.
 
-    The weight is a constant to the derivative. Without a `loss_fn` the outputs are the loss.
+    The weight is a constant to the derivative.
+
+    Args:
+      loss_fn: None if the outputs are the loss.
+      outputs, labels: leaves [B, ...].
 
     Raises:
-      LossError: the result is none of the allowed forms. What `loss_fn` itself raises passes, with a note.
+      LossError: the result has none of the allowed forms. What `loss_fn` itself raises is raised as it is, with a note.
     """
     if loss_fn is None and not hasattr(outputs, "shape"):
         raise LossError(
@@ -99,21 +108,21 @@ def loss_terms(loss_fn: LossFn | None, outputs: Any, labels: Any) -> LossTerms:
     return LossTerms(total, jnp.ones((), total.dtype), metrics, True)
 
 
-def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, mesh: Mesh | None = None) -> LossShapes:
-    """Shapes of the loss terms of one micro-batch on one data rank; nothing is computed.
+def loss_shapes(loss_fn: LossFn | None, outputs: Avals, labels: Avals, mesh: Mesh | None = None) -> LossShapes:
+    """The shapes of the loss terms of one micro-batch on one data rank. Nothing is computed.
 
     Args:
-      outputs, labels: abstract values.
-      mesh: whose axes `loss_fn` may name; None: "data" is an axis of one device.
+      outputs, labels: shapes [B, ...].
+      mesh: the mesh whose axes `loss_fn` may name. With None, "data" is an axis of one device.
 
     Raises:
-      LossError: `loss_fn` returns something else, or the weight depends on the outputs. DataError: it needs labels, and
-        there are none.
+      LossError: `loss_fn` returns none of the allowed forms, or a weight that depends on the outputs.
+      DataError: `loss_fn` needs labels, and there are none.
     """
     is_mean = True
     axes = [(DATA, 1)] if mesh is None else [(axis, mesh.shape[axis]) for axis in sorted(manual_axes(mesh))]
 
-    def terms(outputs: Any, labels: Any) -> Any:
+    def terms(outputs: Tree, labels: Tree) -> tuple[jax.Array, jax.Array]:
         nonlocal is_mean
         total, weight, _, is_mean = loss_terms(loss_fn, outputs, labels)
         return total, weight
@@ -144,25 +153,39 @@ def loss_shapes(loss_fn: LossFn | None, outputs: Any, labels: Any, mesh: Mesh | 
     return LossShapes(shapes[0], shapes[1], is_mean)
 
 
-def weight_from_labels(loss_fn: LossFn | None, outputs: Any, labels: Any) -> jax.Array:
-    """The weight of one micro-batch on one data rank, without its outputs.
+def weight_from_labels(loss_fn: LossFn | None, outputs: Avals, labels: Tree) -> jax.Array:
+    """Computes the weight of one micro-batch on one data rank, a scalar [], before its outputs are known.
 
     Args:
-      outputs: abstract values. The weight does not depend on them, see `loss_shapes`.
-      labels: arrays.
+      outputs: shapes [B, ...]. The weight does not depend on the numbers; see `loss_shapes`.
+      labels: arrays [B, ...].
     """
     return loss_weight.without(lambda y, t: loss_terms(loss_fn, y, t).weight, outputs, labels)
 
 
-def over(total: Any, weight: Any) -> Any:
-    """total / weight, and 0 where the weight is 0: nothing counted. The one rule of every weighted mean."""
-    xp: Any = jnp if isinstance(total, jax.Array) else np  # on the host, in float64, between the batches of a data set
+def over(total: Array, weight: Array) -> Array:
+    """total / weight, and 0 where the weight is 0, because nothing counted. Every weighted mean follows this rule.
+
+    Args:
+      total, weight: arrays that broadcast, of JAX or of NumPy.
+
+    Returns:
+      An array of the same library.
+    """
+    xp: Any = jnp if isinstance(total, jax.Array) else np  # NumPy: in float64, between the batches of a data set
     counted = weight != 0
     return xp.where(counted, total / xp.where(counted, weight, xp.ones_like(weight)), xp.zeros_like(total))
 
 
-def call(name: str, function: LossFn, outputs: Any, labels: Any) -> Any:
-    """`function(outputs, labels)`; an exception of the user's own stays as it is, with a note that says where."""
+def call(name: str, function: LossFn, outputs: Tree, labels: Tree) -> Any:
+    """Returns `function(outputs, labels)`. What it raises is raised as it is, with a note that says where it happened.
+
+    Args:
+      name: how messages call the function.
+
+    Raises:
+      LossError: it is no function.
+    """
     if not callable(function):
         raise LossError(f"{name} is {function!r}, which cannot be called. Pass a function of (outputs, labels).")
     try:
@@ -172,14 +195,14 @@ def call(name: str, function: LossFn, outputs: Any, labels: Any) -> Any:
         raise
 
 
-def _shown(tree: Any) -> str:
+def _shown(tree: Tree) -> str:
     try:
         return describe(tree)
-    except Exception:  # leaves that are no arrays: this is only a note on another error
+    except Exception:  # a leaf is no array; that does not matter, since this is only a note on another error
         return f"{tree!r:.200}"
 
 
-def _not_one_loss(result: Sequence[Any]) -> str:
+def _not_one_loss(result: Sequence[object]) -> str:
     kind = f"a {type(result).__name__} of {len(result)} values"
     if len(result) == 2 and all(isinstance(a, int | float) or getattr(a, "shape", None) == () for a in result):
         return (
@@ -208,11 +231,11 @@ def _total(value: Any, what: str) -> jax.Array:
     value = _array(value, what)
     if not jnp.issubdtype(value.dtype, jnp.floating):
         raise LossError(f"loss_fn returned {what} {describe(value)}, which is not a floating-point scalar. {_RULE}")
-    # Sums over micro-batches: in bfloat16 a count would stop at 256.
+    # Widened, because it is summed over micro-batches: in bfloat16 a count would stop at 256.
     return value.astype(sum_dtype(value.dtype))
 
 
-def _weight(value: Any, dtype: Any) -> jax.Array:
+def _weight(value: Any, dtype: jnp.dtype) -> jax.Array:
     what = "Weighted with the weight"
     value = _array(float(value) if type(value) is int and abs(value) < 2**100 else value, what)
     real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)

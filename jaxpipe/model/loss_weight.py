@@ -1,9 +1,9 @@
-"""What a weight depends on, read off the traced function, and the function without what the weight does not need.
+"""Finds out on which inputs the weight of a loss depends, and computes it from those inputs alone.
 
-A value depends on an input if changing the numbers in that input could change it. What is known while tracing, such as
-shapes, is no dependence: it never appears in a jaxpr. Where a primitive has a body (a jitted function, a loop), the
-question is asked of the body, so that a loop that adds up totals from outputs and weights from labels keeps the two
-apart. Of a primitive that is not known here everything is taken to depend on everything.
+A value depends on an input if other numbers in that input could change the value. What is known while tracing, such as
+shapes, is no dependence, because it does not appear in the jaxpr. If a primitive has a body (a jitted function, a loop),
+the body is examined, so a loop that sums totals from outputs and weights from labels keeps the two apart. For a primitive
+that is not known here, every result is assumed to depend on every operand.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
-from jax.extend.core import Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from jaxpipe.types import Tree
+from jaxpipe.types import Avals, Tree
 
-# Primitives that call one body with their own inputs and return what it returns.
+# Primitives that call one body with their own inputs, and return what it returns.
 _CALLS = {
     "call",
     "checkpoint",
@@ -33,23 +33,28 @@ _CALLS = {
 }
 
 
-def depends(traced: Any, inputs: Iterable[int]) -> list[bool]:
-    """Whether each result of a jaxpr depends on any of the given inputs.
+def depends(traced: ClosedJaxpr, inputs: Iterable[int]) -> list[bool]:
+    """For each result of a jaxpr, whether it depends on any of the given inputs.
 
     Args:
-      traced: what `jax.make_jaxpr` returns.
-      inputs: numbers of flat inputs.
+      traced: as `jax.make_jaxpr` returns it.
+      inputs: the numbers of these inputs in the flat list of all inputs.
     """
     chosen = set(inputs)
     jaxpr = _open(traced)
     return _results(jaxpr, [number in chosen for number in range(len(jaxpr.invars))])
 
 
-def without(function: Callable[[Tree, Tree], jax.Array], unused: Tree, used: Tree) -> jax.Array:
-    """`function(unused, used)`, a scalar that does not depend on `unused`, of which only abstract values are given.
+def without(function: Callable[[Tree, Tree], jax.Array], unused: Avals, used: Tree) -> jax.Array:
+    """Computes `function(unused, used)`, a scalar that does not depend on `unused`.
 
-    Only the operations that lead to the result are run, so that nothing is printed or called back for made-up values.
-    What is left of `unused` then (in a loop that computes other things too) is zeros, and XLA drops it.
+    Only the operations that lead to the result are run, so that nothing is printed or called back for invented numbers.
+    Some of them may still read `unused`, such as a loop that also computes other values. They read zeros, and XLA removes
+    what depends on them.
+
+    Args:
+      unused: shapes only.
+      used: arrays.
     """
     traced = jax.make_jaxpr(function)(unused, used)
     jaxpr = _open(traced)
@@ -65,16 +70,16 @@ def without(function: Callable[[Tree, Tree], jax.Array], unused: Tree, used: Tre
     return eval_jaxpr(jaxpr.replace(eqns=kept[::-1]), traced.consts, *arguments)[0]
 
 
-def _open(jaxpr: Any) -> Any:
-    """The jaxpr inside a closed one; newer versions of JAX have one kind only."""
+def _open(jaxpr: Any) -> Jaxpr:
+    """The jaxpr inside a closed one. In newer versions of JAX the two are one class."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _results(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
-    """Which results depend on the flagged inputs."""
-    flagged = {var for var, flag in zip(jaxpr.invars, flags, strict=True) if flag}
+def _results(jaxpr: Jaxpr, flags: Sequence[bool]) -> list[bool]:
+    """For each result of a jaxpr, whether it depends on the flagged inputs."""
+    flagged: set[Var | Literal] = {var for var, flag in zip(jaxpr.invars, flags, strict=True) if flag}
 
-    def read(atom: Any) -> bool:
+    def read(atom: Var | Literal) -> bool:
         return not isinstance(atom, Literal) and atom in flagged
 
     for equation in jaxpr.eqns:
@@ -84,12 +89,12 @@ def _results(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
         mutable = [atom for atom in equation.invars if "Ref" in type(atom.aval).__name__]
         results = [True] * len(equation.outvars) if mutable else _through(equation, here)
         flagged.update(var for var, flag in zip(equation.outvars, results, strict=True) if flag)
-        flagged.update(atom for atom in mutable)  # it may have been written to
+        flagged.update(atom for atom in mutable)  # the equation may have written to it
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _through(equation: Any, flags: list[bool]) -> list[bool]:
-    """Which results of an equation depend on its flagged inputs, of which there is at least one."""
+def _through(equation: JaxprEqn, flags: list[bool]) -> list[bool]:
+    """For each result of an equation, whether it depends on the flagged inputs, of which there is at least one."""
     name, params = equation.primitive.name, equation.params
     everything = [True] * len(equation.outvars)
     if name == "cond":
@@ -107,22 +112,26 @@ def _through(equation: Any, flags: list[bool]) -> list[bool]:
     return _results(bodies[0], flags) if name in _CALLS else everything
 
 
-def _while(params: Any, flags: list[bool]) -> list[bool]:
+def _while(params: dict[str, Any], flags: list[bool]) -> list[bool]:
+    """The same for a `while`, whose inputs are constants of the condition, constants of the body, and the carry."""
     condition, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     of_condition, of_body, carry = flags[:first], flags[first:second], flags[second:]
     while True:
         if any(_results(condition, of_condition + carry)):
-            return [True] * len(carry)  # how often it runs decides on everything
+            return [True] * len(carry)  # the number of iterations changes every result
         after = [old or new for old, new in zip(carry, _results(body, of_body + carry), strict=True)]
         if after == carry:
             return carry
         carry = after
 
 
-def _scan(equation: Any, body: Any, flags: list[bool]) -> list[bool]:
-    """Inputs are constants, carry, slices; results are carry, slices. A slice has one dim less inside than outside."""
+def _scan(equation: JaxprEqn, body: Jaxpr, flags: list[bool]) -> list[bool]:
+    """The same for a `scan`, whose inputs are constants, carry and slices, and whose results are carry and slices.
+
+    A slice is recognised by its shape, which has one dim less inside of the loop than outside.
+    """
 
     def sliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
         return sum(len(a.aval.shape) != len(b.aval.shape) for a, b in zip(outer, inner, strict=True))

@@ -1,17 +1,17 @@
-"""Metrics that a `loss_fn` returns beside the loss, each with the rule that joins it over micro-batches and data ranks.
+"""Metrics that a `loss_fn` returns beside the loss. Each has a rule that joins it over micro-batches and data ranks.
 
     def loss_fn(logits, labels):
         hit = logits.argmax(-1) == labels
         return loss, {
-            "accuracy": hit.mean(),                            # a plain value: Mean
-            "token_accuracy": ((hit * mask).sum(), mask.sum()),  # a pair, or jaxpipe.Weighted: WeightedMean
+            "accuracy": hit.mean(),                              # a plain value is a Mean
+            "token_accuracy": ((hit * mask).sum(), mask.sum()),  # a pair, or a jaxpipe.Weighted, is a WeightedMean
             "worst": jaxpipe.metrics.Max(each.max()),
             "prediction": jaxpipe.metrics.Concat(logits.argmax(-1)),
         }
 
-A rule has two halves. `terms` turns the value of one micro-batch on one data rank into arrays that can be joined, by
-adding them, by taking the larger or the smaller one, or by putting rows behind each other; `finish` turns the joined
-arrays into the result. Nothing in between knows what a metric means.
+A rule has two halves. `terms` makes arrays that can be joined out of the value of one micro-batch on one data rank. They
+are joined by adding them, by taking the larger or the smaller one, or by putting their rows behind each other. `finish`
+makes the result out of the joined arrays. Nothing in between knows what a metric means.
 """
 
 from dataclasses import dataclass, field
@@ -20,14 +20,16 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxpipe.errors import LossError
 from jaxpipe.model.loss import Weighted, over
 from jaxpipe.model.shapes import describe, sum_dtype
+from jaxpipe.types import AnyArray
 
 __all__ = ["Concat", "Joined", "Max", "Mean", "Metric", "Min", "Sum", "WeightedMean", "as_metrics"]
 
-Terms = tuple[Any, ...]
+Terms = tuple[AnyArray, ...]
 
 ADD, LARGER, SMALLER, ROWS = "add", "larger", "smaller", "rows"
 
@@ -35,44 +37,53 @@ ADD, LARGER, SMALLER, ROWS = "add", "larger", "smaller", "rows"
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Metric:
-    """Base of the rules; `value` is an array of any shape, or a number."""
+    """The base of the rules.
 
-    value: Any
+    Attributes:
+      value: what the user returned for one micro-batch on one data rank: an array of any shape, or a number.
+      join: how terms are joined, one of `ADD`, `LARGER`, `SMALLER` and `ROWS`.
+    """
+
+    value: ArrayLike
     join: ClassVar[str] = ADD
 
     def terms(self, rows: int) -> Terms:
-        """What is joined.
+        """The arrays that are joined.
 
         Args:
-          rows: of this micro-batch on this data rank; the weight of a plain mean.
+          rows: the number of rows of this micro-batch on this data rank, which is the weight of a plain mean.
         """
         raise NotImplementedError
 
     @staticmethod
-    def finish(terms: Terms) -> Any:
-        """The result from the joined terms."""
+    def finish(terms: Terms) -> AnyArray:
+        """The result, made of the joined terms: an array of the same library."""
         return terms[0]
 
 
 @jax.tree_util.register_dataclass
 class Mean(Metric):
-    """Mean over all rows; the value is a mean over the rows of its micro-batch. (For a value per row see `Concat`.)"""
+    """The mean over all rows. The value is the mean over the rows of its micro-batch; `Concat` takes a value per row."""
 
     def terms(self, rows: int) -> Terms:
         value = _floating(self.value)
         return value * rows, jnp.full((), rows, value.dtype)
 
     @staticmethod
-    def finish(terms: Terms) -> Any:
+    def finish(terms: Terms) -> AnyArray:
         return over(*terms)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class WeightedMean(Metric):
-    """(sum of sums) / (sum of weights), exact however uneven the weights are; 0 where all weights are 0."""
+    """(sum of values) / (sum of weights), exact for all weights, however uneven; 0 if the weights add up to 0.
 
-    weight: Any
+    Attributes:
+      weight: an array that broadcasts with `value`, or a number.
+    """
+
+    weight: ArrayLike
 
     def terms(self, rows: int) -> Terms:
         del rows
@@ -80,13 +91,13 @@ class WeightedMean(Metric):
         return value, _array(self.weight).astype(value.dtype)
 
     @staticmethod
-    def finish(terms: Terms) -> Any:
+    def finish(terms: Terms) -> AnyArray:
         return over(*terms)
 
 
 @jax.tree_util.register_dataclass
 class Sum(Metric):
-    """Sum over all; integers stay integers, of 32 bits at least."""
+    """The sum over everything. Integers stay integers, of at least 32 bits."""
 
     def terms(self, rows: int) -> Terms:
         del rows
@@ -117,11 +128,16 @@ class Min(Metric):
 
 @jax.tree_util.register_dataclass
 class Concat(Metric):
-    """All rows, in order; the leading dim of the value is the rows of the micro-batch."""
+    """All rows, in order. The value is [B, ...], with the rows of the micro-batch as its first dim."""
 
     join = ROWS
 
     def terms(self, rows: int) -> Terms:
+        """The rows themselves.
+
+        Raises:
+          LossError: the first dim of the value is not the rows of the micro-batch.
+        """
         value = _array(self.value)
         if value.shape[:1] != (rows,):
             raise LossError(
@@ -134,27 +150,32 @@ class Concat(Metric):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Joined:
-    """Terms of a metric that were joined over some micro-batches, with the rule they follow."""
+    """Terms of a metric that were joined over some micro-batches.
+
+    Attributes:
+      terms: the joined arrays.
+      rule: the class of the metric.
+    """
 
     terms: Terms
     rule: type[Metric] = field(metadata={"static": True})
 
     def __add__(self, other: "Joined") -> "Joined":
-        """Joined once more: on the device, or (as numpy arrays) on the host."""
+        """Joins the terms of two sets of micro-batches, on the device or (as NumPy arrays) on the host."""
         xp: Any = jnp if isinstance(self.terms[0], jax.Array) else np
         join = {ADD: xp.add, LARGER: xp.maximum, SMALLER: xp.minimum}[self.rule.join]
         return Joined(tuple(join(a, b) for a, b in zip(self.terms, other.terms, strict=True)), self.rule)
 
-    def finish(self) -> Any:
-        """The result."""
+    def finish(self) -> AnyArray:
+        """The result of the metric, an array of the same library as the terms."""
         return self.rule.finish(self.terms)
 
 
 def as_metrics(found: Any) -> dict[str, Metric]:
-    """A dict of metrics from what the user wrote: a bare value is a `Mean`, a pair a `WeightedMean`.
+    """Makes a dict of metrics of what the user returned. A plain value is a `Mean`, and a pair is a `WeightedMean`.
 
     Raises:
-      LossError: it is no dict with strings as keys, a value is nothing of the kind, or a name is taken.
+      LossError: it is no dict with strings as keys, a value is none of these, or a metric is named "loss".
     """
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise LossError(f"Metrics are a dict of names and values, got {found!r:.200}.")
@@ -167,7 +188,7 @@ def as_metrics(found: Any) -> dict[str, Metric]:
         elif isinstance(value, Weighted):
             value = WeightedMean(value.total, value.weight)
         elif not isinstance(value, Metric):
-            value = Mean(value)
+            value = Mean(value)  # pyright: ignore[reportArgumentType]  # judged below
         for part in (value.value, value.weight) if isinstance(value, WeightedMean) else (value.value,):
             if not isinstance(part, (jax.Array, np.ndarray, np.generic, int, float)):
                 raise LossError(
@@ -178,20 +199,20 @@ def as_metrics(found: Any) -> dict[str, Metric]:
     return made
 
 
-def _array(value: Any) -> jax.Array:
+def _array(value: ArrayLike) -> jax.Array:
     value = jnp.asarray(value)
     return jax.lax.convert_element_type(value, value.dtype)  # not weakly typed
 
 
-def _summable(value: Any) -> jax.Array:
+def _summable(value: ArrayLike) -> jax.Array:
     value = _array(value)
     if jnp.issubdtype(value.dtype, jnp.integer):
-        short = jnp.iinfo(value.dtype).bits < 32  # a sum of them would overflow soon
+        short = jnp.iinfo(value.dtype).bits < 32  # a sum of such values would overflow soon
         wide = jnp.uint32 if jnp.issubdtype(value.dtype, jnp.unsignedinteger) else jnp.int32
         return value.astype(wide) if short else value
     return value.astype(jnp.int32 if value.dtype == bool else sum_dtype(value.dtype))
 
 
-def _floating(value: Any) -> jax.Array:
+def _floating(value: ArrayLike) -> jax.Array:
     value = _summable(value)
     return value if jnp.issubdtype(value.dtype, jnp.inexact) else value.astype(jnp.zeros(()).dtype)

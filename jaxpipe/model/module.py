@@ -1,4 +1,4 @@
-"""`PipelineModule`: the layer list, its loss, and how to cut it."""
+"""`PipelineModule`: a list of layers, its loss, and how to cut it into stages."""
 
 import functools
 import math
@@ -18,18 +18,19 @@ from jaxpipe.model.capture import Captured, capture
 from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, bind
 from jaxpipe.model.loss import LossShapes, loss_shapes
 from jaxpipe.model.shapes import avals, describe, signature
-from jaxpipe.types import Avals, LossFn, Params, Tree
+from jaxpipe.types import Avals, Key, LossFn, Params, Tree
 
 
 @dataclass(frozen=True)
 class LayerShapes:
-    """Abstract values of one layer.
+    """The shapes of one layer, trees of ShapeDtypeStruct, and its trace.
 
     Attributes:
-      params: what it holds; nothing for a later use of a tie.
-      inputs, outputs: what it takes and returns.
-      run: `run(params, x, key) -> y`, the layer as it was traced (key: None if it looks at none). None if shapes were
-        evaluated without a mesh.
+      params: the params that it owns; `{}` for a later use of a tied layer.
+      inputs: what it takes, leaves [B, ...].
+      outputs: what it returns, leaves [B, ...].
+      run: `run(params, x, key) -> y`, the layer as it was traced. The key is None if the layer looks at none. Without a
+        mesh there is no trace, and this is None.
     """
 
     params: Avals
@@ -42,17 +43,23 @@ class PipelineModule:
     """A model as a list of layers.
 
     Args:
-      layers: `Layer`, `LayerSpec`, `TiedLayerSpec` or other callables; each takes what the one before it returns, as one
-        positional argument (any pytree).
+      layers: `Layer`, `LayerSpec`, `TiedLayerSpec` or other callables. Each takes what the one before it returns, any
+        pytree with leaves [B, ...], as one positional argument.
       loss_fn: `loss_fn(outputs, labels)` returns a scalar mean, or `jaxpipe.Weighted(total, weight)` for an exactly
-        weighted mean; either may be the first of a pair with a dict of metrics (see `jaxpipe.metrics`), or the entry
-        "loss" of a dict with them. None: the last layer's output is the loss.
+        weighted mean. Either may be the first of a pair with a dict of metrics (see `jaxpipe.metrics`), or the entry
+        "loss" of a dict with metrics. With None, the output of the last layer is the loss.
       partition_method: "uniform", "parameters", "cost" (FLOPs as XLA counts them), "type:<regex>" (balances the layers
         whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`.
 
     Raises:
-      LayerError: `layers` is no list of layers. LossError: `loss_fn` is not callable. PartitionError: `partition_method`
-        is neither a string nor integers.
+      LayerError: `layers` is no list of layers.
+      LossError: `loss_fn` is not callable.
+      PartitionError: `partition_method` is neither a string nor integers.
+
+    Attributes:
+      layers: the layers as the rest of jaxpipe uses them, in order.
+      owners: for each layer, the index of the layer that owns the weights it computes with; its own index unless it is a
+        later use of a tied layer.
     """
 
     def __init__(
@@ -71,31 +78,39 @@ class PipelineModule:
         self.layers: tuple[BoundLayer, ...] = bind(self.entries)
         self.loss_fn = loss_fn
         self.partition_method = partition_method
-        self._counted_flops: dict[tuple[Any, ...], int] = {}
+        self._counted_flops: dict[Hashable, int] = {}
         first_use: dict[str, int] = {}
         for index, layer in enumerate(self.layers):
             if layer.tie is not None:
                 first_use.setdefault(layer.tie, index)
-        # owners[i]: index of the layer that holds the weights layer i computes with; i itself unless tied.
         self.owners: tuple[int, ...] = tuple(
             index if layer.tie is None else first_use[layer.tie] for index, layer in enumerate(self.layers)
         )
 
     @property
     def num_layers(self) -> int:
+        """The number of layers, later uses of tied layers included."""
         return len(self.layers)
 
     def __repr__(self) -> str:
         return f"PipelineModule({', '.join(layer.name for layer in self.layers)})"
 
     def label(self, index: int) -> str:
-        """How messages name a layer."""
+        """The name of a layer in messages, such as `layer 2 (Block)`."""
         return f"layer {index} ({self.layers[index].name})"
 
-    def init_layer(self, index: int, key: jax.Array, inputs: Tree) -> Params:
-        """Params of one layer from the model's key; `inputs` are arrays of the shapes the layer takes."""
+    def init_layer(self, index: int, key: Key, inputs: Tree) -> Params:
+        """Makes the params of one layer.
+
+        Args:
+          key: the key of the model; each layer uses its own key, which is made of it.
+          inputs: arrays of the shapes that the layer takes.
+
+        Returns:
+          The params; `{}` for a later use of a tied layer.
+        """
         if self.owners[index] != index:
-            return {}  # a later use of a tie holds nothing of its own
+            return {}
         return self.layers[index].init(keys.init_key(key, index), inputs)
 
     def shapes(
@@ -104,20 +119,23 @@ class PipelineModule:
         params: Sequence[Params] | None = None,
         *,
         train: bool = True,
-        key: Any = keys.KEY,
+        key: jax.ShapeDtypeStruct | None = keys.KEY,
         mesh: Mesh | None = None,
     ) -> list[LayerShapes]:
-        """Runs the list on shapes only.
+        """Runs the layers on shapes only.
 
         Args:
-          example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
-          params: per-layer params, if known; otherwise their shapes come from each layer's `init`.
-          train, key: what each `apply` is called with (`key`: an abstract key, or None).
-          mesh: whose axes layers may name; None: "data" is an axis of one device.
+          example: one micro-batch of inputs, arrays or ShapeDtypeStruct [B, ...].
+          params: the params of each layer, arrays or ShapeDtypeStruct. Without them, the `init` of each layer decides.
+          train, key: what each layer is called with; `key` is the shape of a key, or None.
+          mesh: the mesh whose axes layers may name. With None, "data" is an axis of one device.
+
+        Returns:
+          The shapes of each layer, in order.
 
         Raises:
-          LayerError: a layer does not accept what the layer before it returns; both are named. What a layer itself raises
-            is raised as it is, with a note that names the layer.
+          LayerError: a layer does not accept what the layer before it returns. The message names both. What a layer itself
+            raises is raised as it is, with a note that names the layer.
         """
         found: list[LayerShapes] = []
         if mesh is None:
@@ -175,33 +193,30 @@ class PipelineModule:
         source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
         return blame(self.label(index), lambda: f"{source} {describe(x)}")
 
-    def loss_shapes(self, outputs: Tree, labels: Tree, mesh: Mesh | None = None) -> LossShapes:
-        """Shapes of the loss terms of one micro-batch, from those of outputs and labels.
-
-        `mesh` has the axes that `loss_fn` may name.
-
-        Raises:
-          LossError: `loss_fn` returns something else. DataError: it needs labels, and there are none.
-        """
+    def loss_shapes(self, outputs: Avals, labels: Avals, mesh: Mesh | None = None) -> LossShapes:
+        """The shapes of the loss terms of one micro-batch; see `jaxpipe.model.loss.loss_shapes`."""
         return loss_shapes(self.loss_fn, outputs, labels, mesh)
 
     def partition(self, num_stages: int, example: Tree) -> tuple[int, ...]:
-        """Boundaries of the stages, `num_stages + 1` ascending layer indices from 0 to the number of layers.
+        """Cuts the layers into stages.
 
         Args:
-          num_stages: how many stages.
-          example: one micro-batch of inputs (arrays or ShapeDtypeStruct).
+          num_stages: S.
+          example: one micro-batch of inputs, arrays or ShapeDtypeStruct [B, ...].
+
+        Returns:
+          The boundaries of the stages: S + 1 rising layer indices from 0 to the number of layers.
 
         Raises:
-          PartitionError: the method is unknown, does not fit, or there are more stages than layers. DataError: the example
-            holds no array.
+          PartitionError: the method is unknown or does not fit, or there are more stages than layers.
+          DataError: the example holds no array.
         """
         if not jax.tree.leaves(example):
             raise DataError(f"The example {example!r} holds no array: pass one micro-batch of inputs, or its shapes.")
         return self.partition_from(num_stages, lambda: self.shapes(example))
 
     def partition_from(self, num_stages: int, shapes: Callable[[], list[LayerShapes]]) -> tuple[int, ...]:
-        """As `partition`, with the shapes made only if the method needs them."""
+        """The same as `partition`, except that `shapes` is called only if the method needs the shapes."""
 
         def weights(method: str) -> list[int]:
             if method == "parameters":
@@ -217,7 +232,7 @@ class PipelineModule:
         )
 
     def flops(self, shapes: list[LayerShapes]) -> list[int]:
-        """Floating-point operations of each layer's forward, as XLA counts them before it optimizes."""
+        """The floating-point operations of the forward of each layer, as XLA counts them before it optimizes."""
         counted = self._counted_flops
         flops = []
         for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True)):
@@ -233,7 +248,7 @@ class PipelineModule:
 
 
 def _entries(layers: Any) -> tuple[Any, ...]:
-    """The entries of a layer list; LayerError for what is none, or has no order, or is a single layer."""
+    """The entries of a list of layers; raises LayerError for anything else, such as a set, a dict or a single layer."""
     if (
         isinstance(layers, (Layer, LayerSpec, str, bytes, Mapping, Set))
         or callable(layers)
@@ -246,8 +261,3 @@ def _entries(layers: Any) -> tuple[Any, ...]:
             "order, such as [jaxpipe.LayerSpec(Embed, 64), jaxpipe.LayerSpec(Block, 64), jax.nn.relu]."
         )
     return tuple(layers)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else "no message"

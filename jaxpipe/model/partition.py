@@ -1,14 +1,14 @@
-"""Where to cut a list of layers into stages: integers in, boundaries out.
+"""Decides where to cut a list of layers into stages. It takes integers and returns boundaries.
 
-A partition of L layers into S stages is a tuple of S + 1 boundaries: stage s holds the layers `boundaries[s]` up to,
-not including, `boundaries[s + 1]`. Every stage holds at least one layer; whether a layer has weights, matches a pattern
-or costs anything plays no part in that rule.
+A partition of L layers into S stages is a tuple of S + 1 boundaries: stage s holds the layers from `boundaries[s]` up to,
+but not including, `boundaries[s + 1]`. Every stage holds at least one layer, whether or not that layer has weights,
+matches a pattern, or costs anything.
 
     layers     | embed | block  block | block  block | norm  head |
     weights    |   9   |   4      4   |   4      4   |   0     9  |
     boundaries 0       1              3              5            7     stages weigh 9, 8, 8, 9
 
-No JAX and no NumPy here: a partition is decided once, on the host, and must not depend on floating point rounding.
+This module uses neither JAX nor NumPy: a partition is decided once, on the host, and must not depend on rounding.
 """
 
 import math
@@ -27,13 +27,14 @@ from jaxpipe.errors import PartitionError
 __all__ = ["balanced", "by_type", "explicit", "partition", "uniform"]
 
 METHODS = ("uniform", "parameters", "cost")
-"""Names that `partition` takes besides `"type:<regex>"` and explicit boundaries."""
+"""The names that `partition` takes, besides `"type:<regex>"` and explicit boundaries."""
 
 
 def uniform(num_layers: int, num_stages: int) -> tuple[int, ...]:
-    """Equal numbers of layers; the first `num_layers % num_stages` stages get one more.
+    """Gives equal numbers of layers to all stages; the first `num_layers % num_stages` stages get one more.
 
-    Raises: `PartitionError` if there are more stages than layers.
+    Raises:
+      PartitionError: there are more stages than layers.
     """
     _check_counts(num_layers, num_stages)
     size, extra = divmod(num_layers, num_stages)
@@ -41,24 +42,24 @@ def uniform(num_layers: int, num_stages: int) -> tuple[int, ...]:
 
 
 def balanced(weights: Sequence[float], num_stages: int) -> tuple[int, ...]:
-    """The partition whose heaviest stage is as light as possible, since that stage sets the pace of the pipeline.
+    """Finds the partition whose heaviest stage is as light as possible, because that stage sets the pace of the pipeline.
 
-    Many partitions usually share that optimum. Among them, in this order:
+    Usually many partitions share that optimum. Among them, these rules decide, in this order:
 
-    1. the smallest sum of squared stage weights: the stages that are not the heaviest are levelled too;
-    2. the smallest sum of squared layer counts: layers of weight zero (activations, reshapes) are spread, not piled up;
-    3. the latest cuts: early stages take the surplus, as in `uniform`. Equal weights give exactly `uniform`.
+    1. the smallest sum of squared stage weights, so that the stages that are not the heaviest are levelled too;
+    2. the smallest sum of squared layer counts, so that layers of weight zero (activations, reshapes) are spread;
+    3. the latest cuts, so that early stages take the surplus, as in `uniform`. Equal weights give exactly `uniform`.
 
-    The heaviest stage is found by bisection with a greedy fill. The tie-breaks are a dynamic program over (stage, last
-    layer); its cost satisfies the quadrangle inequality, so the best cuts are monotone, and divide and conquer finds
-    them in O(S L log L) instead of O(S L²) (1000 layers into 64 stages: a few tenths of a second).
+    The weight of the heaviest stage is found by bisection with a greedy fill. The other rules are a dynamic program over
+    (stage, last layer). Its cost satisfies the quadrangle inequality, so the best cuts are monotone, and divide and
+    conquer finds them in O(S L log L) instead of O(S L²): a few tenths of a second for 1000 layers in 64 stages.
 
     Args:
-        weights: one non-negative int or float per layer, any unit. Sums are exact: floats are scaled to integers.
-        num_stages: S, at most `len(weights)`.
+      weights: one non-negative int or float per layer, in any unit. Sums are exact, because floats are scaled to integers.
+      num_stages: S, at most `len(weights)`.
 
     Raises:
-        PartitionError: more stages than layers, or a weight that is negative, infinite or not a number.
+      PartitionError: there are more stages than layers, or a weight is negative, infinite or not a number.
 
     Reference: Yao, *Efficient dynamic programming using quadrangle inequalities*, STOC 1980.
     """
@@ -66,11 +67,11 @@ def balanced(weights: Sequence[float], num_stages: int) -> tuple[int, ...]:
     _check_counts(num_layers, num_stages)
     prefix = list(accumulate(_integers(weights), initial=0))
     bottleneck = _bottleneck(prefix, num_stages)
-    # One integer orders both tie-breaks: layer counts only speak below the unit of weight.
+    # One integer serves rules 1 and 2: all squared layer counts together are less than one unit of weight.
     unit = num_layers * num_layers + 1
 
-    totals = {0: 0}  # end of the stages so far -> least cost; keys are always a range
-    cuts: list[dict[int, int]] = []  # per stage: end -> start
+    totals = {0: 0}  # from the end of the stages so far to their least cost; the keys are always a range
+    cuts: list[dict[int, int]] = []  # for each stage, from its end to its start
     for stage in range(num_stages):
         first, last = stage, max(totals)
         reach = min(bisect_right(prefix, prefix[last] + bottleneck) - 1, num_layers)
@@ -84,15 +85,17 @@ def balanced(weights: Sequence[float], num_stages: int) -> tuple[int, ...]:
 
 
 def by_type(names: Sequence[str], pattern: str, num_stages: int) -> tuple[int, ...]:
-    """Equal numbers of the layers whose name matches; the others weigh nothing and follow.
+    """Gives equal numbers of the layers whose name matches to all stages. The other layers weigh nothing.
+
+    More stages than matching layers are allowed. Some stages then hold only layers that do not match.
 
     Args:
-        names: one name per layer, usually its class.
-        pattern: regular expression, searched anywhere in the name, upper and lower case alike.
+      names: one name per layer, usually its class.
+      pattern: a regular expression, which is searched anywhere in the name, in upper and lower case alike.
+      num_stages: S.
 
     Raises:
-        PartitionError: `pattern` matches no layer or is not a regular expression, or there are more stages than layers.
-            More stages than *matches* is allowed: some stages then hold only layers that do not match.
+      PartitionError: `pattern` matches no layer or is not a regular expression, or there are more stages than layers.
     """
     try:
         found = re.compile(pattern, re.IGNORECASE)
@@ -111,9 +114,10 @@ def by_type(names: Sequence[str], pattern: str, num_stages: int) -> tuple[int, .
 
 
 def explicit(boundaries: Sequence[int], num_layers: int, num_stages: int) -> tuple[int, ...]:
-    """The user's own boundaries, checked.
+    """Checks the user's own boundaries, and returns them as a tuple of ints.
 
-    Raises: `PartitionError` unless there are `num_stages + 1` integers, strictly increasing from 0 to `num_layers`.
+    Raises:
+      PartitionError: they are not `num_stages + 1` integers that rise strictly from 0 to `num_layers`.
     """
     shown = f"partition_method={list(boundaries)}"
     rule = f"{num_layers} layers in {num_stages} stages need {num_stages + 1} boundaries, rising from 0 to {num_layers}"
@@ -144,20 +148,20 @@ def partition(
     names: Sequence[str],
     weights: Callable[[str], Sequence[float]],
 ) -> tuple[int, ...]:
-    """Boundaries by any of the ways a user may ask for them.
+    """Finds the boundaries in the way that the user asks for.
 
     Args:
-        method: `"uniform"`, `"parameters"`, `"cost"`, `"type:<regex>"`, or the boundaries themselves.
-        names: one name per layer, for `"type:..."`.
-        weights: gives one weight per layer for `"parameters"` (numbers of parameters) or `"cost"` (FLOPs). A function,
-            because counting means tracing every layer: it is called only by the methods that need it.
+      method: `"uniform"`, `"parameters"`, `"cost"`, `"type:<regex>"`, or the boundaries themselves.
+      names: one name per layer, for `"type:..."`.
+      weights: gives one weight per layer for `"parameters"` (numbers of parameters) or `"cost"` (FLOPs). It is a function,
+        because counting means tracing every layer; only the methods that need the weights call it.
 
     Raises:
-        PartitionError: the method is unknown, or cannot be followed.
+      PartitionError: the method is unknown, or cannot be followed.
     """
     assert len(names) == num_layers, f"{len(names)} names for {num_layers} layers: a bug in jaxpipe, please report it"
     check_method(method)
-    # Before any weight is computed: a pipeline that is too long is the commoner mistake, and counting is slow.
+    # This comes before any weight is computed: a pipeline that is too long is a common mistake, and counting is slow.
     _check_counts(num_layers, num_stages)
     num_stages = operator.index(num_stages)
     if not isinstance(method, str):
@@ -179,7 +183,11 @@ def partition(
 
 
 def check_method(method: object) -> None:
-    """Raises PartitionError for what is neither a string nor a list of boundaries."""
+    """Checks that a method is a string or a list of boundaries.
+
+    Raises:
+      PartitionError: it is neither.
+    """
     if not isinstance(method, str | Iterable) or isinstance(method, bytes | Mapping | Set):
         raise PartitionError(
             f"partition_method={method!r} must be 'uniform', 'parameters', 'cost', 'type:<regex>' (such as 'type:block'), "
@@ -188,7 +196,7 @@ def check_method(method: object) -> None:
 
 
 def _check_counts(num_layers: int, num_stages: int) -> None:
-    # NumPy's integers are integers here; a bool or "2" is a mistake.
+    # Integers of NumPy are allowed; a bool or "2" is a mistake.
     if isinstance(num_stages, bool) or not hasattr(type(num_stages), "__index__"):
         raise PartitionError(f"num_stages={num_stages!r} must be an integer, 1 or more.")
     if num_stages < 1:
@@ -207,7 +215,7 @@ def _integers(weights: Sequence[float]) -> list[int]:
     for layer, weight in enumerate(weights):
         if not isinstance(weight, Real) or not math.isfinite(weight) or weight < 0:
             raise PartitionError(f"weight of layer {layer} is {weight!r}: weights must be finite numbers, 0 or more.")
-        # By way of int and float, because NumPy's scalars are not all accepted by Fraction.
+        # By way of int and float, because Fraction does not accept all scalars of NumPy.
         exact.append(
             Fraction(int(weight.numerator), int(weight.denominator))
             if isinstance(weight, Rational)
@@ -222,7 +230,7 @@ def _bottleneck(prefix: Sequence[int], num_stages: int) -> int:
     num_layers = len(prefix) - 1
 
     def fits(bound: int) -> bool:
-        # Greedy may need fewer stages than given; a stage of several layers can always be split, and gets no heavier.
+        # The greedy fill may need fewer stages. That fits too: a stage of several layers can be split, and gets no heavier.
         end = 0
         for _ in range(num_stages):
             end = bisect_right(prefix, prefix[end] + bound) - 1
@@ -244,9 +252,17 @@ def _extend(
     bottleneck: int,
     unit: int,
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """One more stage: for each end, the least total cost and the start (the latest of the best) that gives it.
+    """Adds one more stage.
 
-    `starts` and `ends` are inclusive ranges. A stage of weight w and n layers costs w² in units of `unit`, plus n².
+    A stage of weight w and n layers costs w² in units of `unit`, plus n².
+
+    Args:
+      totals: for each end of the stages so far, their least cost.
+      starts, ends: inclusive ranges of where the new stage may start and end.
+
+    Returns:
+      For each end of the new stage, the least cost of all stages; and the start of the new stage that gives it. Among
+      several such starts the latest is taken.
     """
     least: dict[int, int] = {}
     chosen: dict[int, int] = {}
@@ -254,19 +270,18 @@ def _extend(
     def total(start: int, end: int) -> int:
         return totals[start] + unit * (prefix[end] - prefix[start]) ** 2 + (end - start) ** 2
 
-    def solve(ends: tuple[int, int], starts: tuple[int, int]) -> None:
-        # The best start never moves left as the end moves right. That survives the two limits below, which only make
-        # stages that are too heavy or empty infinitely dear: they cut off the corners of the table, not holes in it.
-        low, high = ends
-        if low > high:
+    def solve(first_end: int, last_end: int, first_start: int, last_start: int) -> None:
+        # The best start never moves left as the end moves right. The two limits below do not change that. They make
+        # stages that are too heavy or empty infinitely expensive, which cuts corners off the table but makes no holes.
+        if first_end > last_end:
             return
-        end = (low + high) // 2
-        earliest = max(starts[0], bisect_left(prefix, prefix[end] - bottleneck))
-        latest = min(starts[1], end - 1)
+        end = (first_end + last_end) // 2
+        earliest = max(first_start, bisect_left(prefix, prefix[end] - bottleneck))
+        latest = min(last_start, end - 1)
         start = min(range(latest, earliest - 1, -1), key=lambda start: total(start, end))
         least[end], chosen[end] = total(start, end), start
-        solve((low, end - 1), (starts[0], start))
-        solve((end + 1, high), (start, starts[1]))
+        solve(first_end, end - 1, first_start, start)
+        solve(end + 1, last_end, start, last_start)
 
-    solve(ends, starts)
+    solve(*ends, *starts)
     return least, chosen

@@ -1,46 +1,53 @@
-"""Structural equality: do two values compute the same inside a traced function?
+"""Structural equality: decides whether two values compute the same inside a traced function.
 
-The answer may err on one side only. A false "no" costs memory and compile time (the layers are not stacked); a false
-"yes" would compute with the wrong function. So nobody's `==` is asked: it may ignore a field, and it takes 1 for True and
-0.0 for -0.0. Two values are the same if they are one object, or if they are of one type and everything that makes them up
-is the same, in the same order: items of containers, code, defaults, closures and attributes of functions, attributes and
-slots of objects. What cannot be taken apart so that nothing is left over (arrays, which may also change later; objects of
-C extensions; objects of classes without fields, which are marks) is the same as itself only. (One thing is not seen: an
-object with fields, or one that is called, which code also looks up by what it is, in a table by `id`.)
+The answer may be wrong on one side only. A wrong "no" costs memory and compile time, because layers are not stacked. A
+wrong "yes" would compute with the wrong function. So `==` is not used: it may ignore a field, and it takes 1 for True and
+0.0 for -0.0.
 
-Values may contain themselves. A pair that is being compared is taken for the same meanwhile, which is right, because one
-difference anywhere decides the whole.
+Two values are the same if they are one object. They are also the same if they have one type, and all their parts are the
+same and in the same order: the items of containers; the code, defaults, closures and attributes of functions; the
+attributes and slots of objects. Some values cannot be taken apart completely: arrays (which may also change later), objects
+of C extensions, and objects of classes without fields, which serve as marks. Such a value is the same as itself only.
+
+One case is not seen: code that looks up an object with fields, or a callable one, in a table by its `id`.
+
+Values may contain themselves. A pair that is still being compared counts as the same, which is right, because a difference
+anywhere decides the whole answer.
 """
 
 import functools
 import struct
 import types
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import numpy as np
 
-# A value taken apart: a plain token to be compared as it is, and the values that are to be compared in turn.
-Parts = tuple[Any, list[Any]] | None
+# A value taken apart: a plain token that is compared with `==`, and the parts that are compared in turn.
+Parts = tuple[Hashable, list[object]]
 
 _POINTER = struct.calcsize("P")
-# Immutable, and compared completely by their own `==`.
+# Types of JAX and NumPy that are immutable, and whose own `==` compares everything.
 _OF_JAX = (np.dtype, jax.sharding.Mesh, jax.sharding.PartitionSpec, jax.sharding.NamedSharding)
 
 _opened: dict[type, Callable[[Any], dict[str, Any]]] = {}
 
 
 def open_with(kind: type, attributes: Callable[[Any], dict[str, Any]]) -> None:
-    """Tells how to take apart objects of `kind` (and of its subclasses) that also hold what plays no part."""
+    """Declares how objects of `kind` and its subclasses are taken apart, if they hold more than what they compute with.
+
+    Args:
+      attributes: returns the parts of an object that count.
+    """
     _opened[kind] = attributes
 
 
-def same_value(a: Any, b: Any) -> bool:
-    """Whether `a` and `b` can stand for each other inside a traced function."""
+def same_value(a: object, b: object) -> bool:
+    """Whether `a` and `b` can replace each other inside a traced function."""
     todo = [(a, b)]
-    seen: dict[tuple[int, int], Any] = {}  # holds on to what it has seen, so that no id is used twice
+    seen: dict[tuple[int, int], object] = {}  # keeps what it has seen alive, so that no id is used twice
     while todo:
         one, other = todo.pop()
         pair = id(one), id(other)
@@ -60,8 +67,8 @@ def same_value(a: Any, b: Any) -> bool:
     return True
 
 
-def _parts(value: Any) -> Parts:
-    """What a value is made of; None if that cannot be told."""
+def _parts(value: Any) -> Parts | None:
+    """What a value is made of; None if it cannot be taken apart completely."""
     if isinstance(value, np.generic):
         return (value.dtype.str, value.tobytes()), [] if isinstance(value, (np.number, np.bool_)) else [object()]
     if isinstance(value, types.FunctionType):
@@ -81,7 +88,7 @@ def _parts(value: Any) -> Parts:
     return _object(value)
 
 
-def _function(value: types.FunctionType) -> Parts:
+def _function(value: types.FunctionType) -> Parts | None:
     try:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
     except ValueError:  # an empty cell: the function refers to a name that is not bound yet
@@ -92,7 +99,7 @@ def _function(value: types.FunctionType) -> Parts:
 
 
 def _base(kind: type) -> type:
-    """The type in C that an object's class is built on."""
+    """The type, implemented in C, that a class is built on."""
     return next(base for base in kind.__mro__ if base in _BASES or not _is_written_in_python(base))
 
 
@@ -101,20 +108,20 @@ def _is_written_in_python(kind: type) -> bool:
 
 
 def _floats(value: complex) -> bytes:
-    """All bits: -0.0 is not 0.0, and one NaN is like another of the same bits."""
+    """All bits of a number: -0.0 differs from 0.0, and two NaNs of the same bits are the same."""
     return struct.pack("<2d", value.real, value.imag)
 
 
-def _in_order(value: Any) -> list[Any]:
+def _in_order(value: dict[object, object]) -> list[object]:
     return [part for item in dict.items(value) for part in item]
 
 
-def _items(kind: Any) -> Callable[[Any], tuple[Any, list[Any]]]:
+def _items(kind: Any) -> Callable[[Any], Parts]:
     return lambda value: (None, list(kind.__iter__(value)))
 
 
-# How the C part of a value is read, whatever a subclass has made of the methods.
-_BASES: dict[type, Callable[[Any], tuple[Any, list[Any]]]] = {
+# How the part of a value that is implemented in C is read, even where a subclass has replaced the methods.
+_BASES: dict[type, Callable[[Any], Parts]] = {
     object: lambda value: (None, []),
     bool: lambda value: (bool(value), []),
     int: lambda value: (int.__index__(value), []),
@@ -137,20 +144,20 @@ _BASES: dict[type, Callable[[Any], tuple[Any, list[Any]]]] = {
 }
 
 
-def _object(value: Any) -> Parts:
+def _object(value: object) -> Parts | None:
     kind = type(value)
     base = _base(kind)
     if base not in _BASES:
         return None
     token, parts = _BASES[base](value)
     if kind is base:
-        # An `object()` is a mark: it means itself.
+        # An `object()` is a mark, which is the same as itself only.
         return None if base is object else (token, parts)
     if not _is_all_visible(kind, base):
         return None
     attributes = _attributes(value, base)
     if base is object and kind.__eq__ is object.__eq__ and not callable(value) and attributes in ([], [{}]):
-        return None  # a mark of the user's own: it has nothing but what it is
+        return None  # a mark of the user's own: it has nothing but its identity
     return token, [*parts, *attributes]
 
 
@@ -164,9 +171,9 @@ def _slots(kind: type, base: type) -> list[str]:
 
 
 def _is_all_visible(kind: type, base: type) -> bool:
-    """Whether objects of a class hold nothing but what `base` does, their slots and their `__dict__`.
+    """Whether objects of a class hold only what `base` holds, their slots and their `__dict__`.
 
-    A class of a C extension may have more, and its size shows it.
+    A class of a C extension may hold more, which its size shows.
     """
     extra = (
         len(_slots(kind, base))
@@ -176,8 +183,8 @@ def _is_all_visible(kind: type, base: type) -> bool:
     return kind.__basicsize__ <= base.__basicsize__ + extra * _POINTER
 
 
-def _attributes(value: Any, base: type) -> list[Any]:
-    """The slots, with a mark where one is empty, and the attributes of an object."""
+def _attributes(value: object, base: type) -> list[object]:
+    """The slots of an object, with a mark for each empty one, and its `__dict__`."""
     filled = [
         object.__getattribute__(value, name) if _has(value, name) else _EMPTY for name in _slots(type(value), base)
     ]
@@ -190,7 +197,7 @@ def _attributes(value: Any, base: type) -> list[Any]:
 _EMPTY = object()
 
 
-def _has(value: Any, name: str) -> bool:
+def _has(value: object, name: str) -> bool:
     try:
         object.__getattribute__(value, name)
     except AttributeError:

@@ -1,10 +1,12 @@
-"""What travels between layers: JAX arrays of canonical dtypes, without weak types, whatever the layers return.
+"""The values that travel between layers: JAX arrays of canonical dtypes without weak types, whatever the layers return.
 
-Every layer's output passes `canonical` before anything else looks at it. So a NumPy array of 64-bit numbers is what JAX
-makes of it everywhere, a Python scalar is an array like any other, and no scan, buffer or message needs to know where a
-value came from. PRNG keys stay keys; where only plain numbers can go (messages, buffers), `raw` and `typed` translate.
+Every output of a layer passes `canonical` before anything else looks at it. So a NumPy array of 64-bit numbers is
+everywhere what JAX makes of it, and a Python scalar is an array like any other. No scan, buffer or message needs to know
+where a value came from. PRNG keys stay keys; where only plain numbers can go (messages, buffers), `raw` and `typed`
+translate.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -13,19 +15,19 @@ import numpy as np
 
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.shapes import aval, is_key
-from jaxpipe.types import Tree
+from jaxpipe.types import KeyPath, Tree
 
 
 def canonical(tree: Tree) -> Tree:
-    """The tree with every leaf made into a JAX array of a canonical, strong dtype.
+    """Makes every leaf a JAX array of the same shape, with a canonical dtype that is not weakly typed.
 
     Raises:
-      Fault: a leaf is nothing that JAX can compute with.
+      Fault: JAX cannot compute with a leaf.
     """
     return jax.tree_util.tree_map_with_path(_leaf, tree)
 
 
-def _leaf(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+def _leaf(path: KeyPath, leaf: Any) -> jax.Array:
     if isinstance(leaf, np.ndarray) and leaf.dtype == jax.dtypes.float0:
         return jnp.zeros(leaf.shape, bool)  # the gradient of an integer; no device has such an array
     try:
@@ -43,27 +45,27 @@ def _leaf(path: tuple[Any, ...], leaf: Any) -> jax.Array:
         ) from error
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def raw_aval(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The abstract value of what `raw` makes of such a leaf."""
+    """The shape and dtype of what `raw` makes of a leaf of this shape and dtype."""
     return aval(jax.eval_shape(jax.random.key_data, leaf)) if is_key(leaf) else leaf
 
 
 def raw(leaf: jax.Array) -> jax.Array:
-    """A leaf as plain numbers: the words of a PRNG key, and everything else as it is."""
+    """Makes plain numbers of a leaf: typed PRNG keys [...] become uint32 [..., words]. Other leaves stay as they are."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def typed(leaf: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """The inverse of `raw`; `like` is the abstract value of what it was made from."""
+    """The inverse of `raw`; `like` is the shape and dtype of the original leaf."""
     return jax.random.wrap_key_data(leaf, impl=_impl(like)) if is_key(like) else leaf
 
 
-def _impl(key: jax.ShapeDtypeStruct) -> Any:
-    found: list[Any] = []
+def _impl(key: jax.ShapeDtypeStruct) -> Hashable:
+    found: list[Hashable] = []
     jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)
     return found[0]

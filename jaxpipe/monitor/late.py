@@ -1,4 +1,4 @@
-"""Results of work that was dispatched and may still be running: asked for late, so that the host never waits for a step."""
+"""Results of work that was dispatched and may still be running. They are read late, so that the host never waits."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ Result = TypeVar("Result")
 
 
 def is_ready(value: object) -> bool:
-    """Whether a value has been computed; what is no array of a device always has."""
+    """Whether a value has been computed. A value that is no array on a device always has."""
     asked: Callable[[], bool] = getattr(value, "is_ready", lambda: True)
     return asked()
 
@@ -17,8 +17,8 @@ class Late(Generic[Result]):
     """A queue of results, oldest first.
 
     Args:
-      ready: whether a result has been computed. Devices finish work in order, so the first result that is not ready ends
-        the search.
+      ready: says whether a result has been computed. Devices finish work in order, so a search ends at the first result
+        that is not ready.
     """
 
     def __init__(self, ready: Callable[[Result], bool] = is_ready):
@@ -29,7 +29,7 @@ class Late(Generic[Result]):
         return len(self._pending)
 
     def add(self, result: Result) -> None:
-        """One more result is on its way."""
+        """Adds a result that is still on its way."""
         self._pending.append(result)
 
     def clear(self) -> None:
@@ -37,11 +37,11 @@ class Late(Generic[Result]):
         self._pending.clear()
 
     def finished(self) -> Iterator[Result]:
-        """Takes those that have been computed. Nothing here waits."""
+        """Takes the results that have been computed. It never waits."""
         while self._pending and self._ready(self._pending[0]):
             yield self._pending.popleft()
 
     def beyond(self, most: int) -> Iterator[Result]:
-        """Takes the oldest while there are more than `most`, computed or not; whoever reads them may wait."""
+        """Takes the oldest results while there are more than `most`, computed or not. Reading one may wait for it."""
         while len(self._pending) > most:
             yield self._pending.popleft()

@@ -3,13 +3,17 @@
 import shutil
 import sys
 import time
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeAlias
+
+import jax
+import numpy as np
 
 from jaxpipe.monitor.late import Late
 
 __all__ = ["Progress"]
 
-# Without a terminal: a line after so many seconds, but not before this part of the steps is done.
+Loss: TypeAlias = jax.Array | np.ndarray | np.generic | float | None
+# Without a terminal, a line is written after so many seconds, but not before one in `LINES` parts of the steps is done.
 SECONDS_PER_LINE, LINES = 10.0, 100
 BAR, NO_BAR = "{percentage:3.0f}%|{bar}| {desc}", "{desc}"
 
@@ -17,19 +21,22 @@ BAR, NO_BAR = "{percentage:3.0f}%|{bar}| {desc}", "{desc}"
 class Progress:
     """Shows how far a loop is: `with Progress(total_steps, tokens_per_step) as bar: bar.update(loss)`.
 
-    `update` takes the loss as a device scalar and fetches it late: what is shown is the newest loss that has already
-    been computed. A step counts when it has finished, not when it was dispatched, so the speed is the device's. Only the
-    end of the `with` block waits, for the steps that are still running.
+    `update` takes the loss as a scalar on a device and reads it late: the loss that is shown is the newest one that has
+    already been computed. A step counts when it has finished, not when it was dispatched, so the speed is that of the
+    device. Only the end of the `with` block waits, for the steps that are still running.
 
-    A bar, drawn by tqdm (the `progress` extra), on a terminal. Plain lines, at least ten seconds apart and about a hundred
-    in all, where the output is a file or a pipe, or tqdm is missing.
+    On a terminal there is a bar, which tqdm draws (the `progress` extra). If the output is a file or a pipe, or tqdm is
+    missing, there are plain lines, at least ten seconds apart and about a hundred in all.
 
     Args:
-        total_steps: number of `update` calls to come; None if that is not known.
-        tokens_per_step: for the speed in tokens/s; 0 gives it in steps/s.
-        unit: what one `update` is called.
-        stream: where to write; standard output by default.
-        enabled: False shows nothing. With several processes pass `jax.process_index() == 0`.
+      total_steps: number of `update` calls to come; None if that is not known.
+      tokens_per_step: shows the speed in tokens/s; 0 shows it in steps/s.
+      unit: the name of what one `update` counts.
+      stream: where to write; standard output by default.
+      enabled: False shows nothing. With several processes pass `jax.process_index() == 0`.
+
+    Attributes:
+      finished: number of steps that have finished.
     """
 
     def __init__(
@@ -43,9 +50,9 @@ class Progress:
     ):
         self.total_steps, self.tokens_per_step, self.finished, self.unit = total_steps, tokens_per_step, 0, unit
         self._stream, self._enabled, self._bar = stream or sys.stdout, enabled, None
-        self._pending, self._loss = Late[Any](), None
+        self._pending, self._loss = Late[Loss](), None
         self._line = time.monotonic(), 0  # when the last line was written, and at which step
-        self._base: tuple[float, int] | None = None  # the same for the start of the clock, after compilation
+        self._base: tuple[float, int] | None = None  # when the clock was started, after compilation, and at which step
         if enabled and self._stream.isatty():
             self._bar = self._make_bar()
 
@@ -59,8 +66,8 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, loss: Any) -> None:
-        """One more step was dispatched. `loss` is a number, an array that need not be computed yet, or None."""
+    def update(self, loss: Loss) -> None:
+        """Counts a step that was dispatched. `loss` is a number, an array [] that need not be computed yet, or None."""
         self._pending.add(loss)
         self._fetch(wait=False)
         self._show(last=False)
@@ -77,7 +84,7 @@ class Progress:
             from tqdm import tqdm
         except ImportError:
             return self.note("Plain lines, because tqdm is not installed; for a bar: pip install 'jaxpipe[progress]'.")
-        # Not tqdm's own look at the terminal: on one that claims 0 columns or rows it would show nothing.
+        # tqdm must not measure the terminal itself: on one that claims 0 columns or rows it would show nothing.
         width, height = shutil.get_terminal_size()
         return tqdm(
             total=self.total_steps,
@@ -104,7 +111,7 @@ class Progress:
             self._line = now, self.finished
 
     def _status(self, now: float) -> str:
-        """Such as `step 30/200  loss 2.104  4,500 tokens/s  1:12 left`."""
+        """The text that is shown, such as `step 30/200  loss 2.104  4,500 tokens/s  1:12 left`."""
         text = f"{self.unit} {self.finished}" + ("" if self.total_steps is None else f"/{self.total_steps}")
         base, steps = self._base or (now, self.finished)
         if self.finished and self._loss is not None:

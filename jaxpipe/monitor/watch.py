@@ -1,4 +1,4 @@
-"""Looks at the results of steps after they have finished, and tells of those that were not finite."""
+"""Looks at the results of steps after they have finished, and reports those that were not finite."""
 
 import math
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from jaxpipe.monitor.late import Late, is_ready
 
 
 class StepInfo(NamedTuple):
-    """What a training step reports, all scalars on the device.
+    """What a training step reports, as scalars [] on the device.
 
     Attributes:
-      loss: mean over the batch.
-      grad_norm: norm of the whole gradient before clipping, over all ranks, tied weights counted once.
-      finite: whether both are finite; if not, the state was kept as it was.
+      loss: the mean over the batch, float32 or wider.
+      grad_norm: the norm of the whole gradient before clipping, over all ranks, with tied weights counted once.
+      finite: bool, whether both are finite. If not, the state was kept as it was.
     """
 
     loss: jax.Array
@@ -24,24 +24,27 @@ class StepInfo(NamedTuple):
 
 
 class Watch:
-    """Raises `NonFiniteError` for a step with a loss or gradient that is not finite, some calls later."""
+    """Raises `NonFiniteError` for a step whose loss or gradient is not finite, some calls after that step."""
 
     def __init__(self):
         self._unchecked: Late[tuple[int, StepInfo]] = Late(lambda result: is_ready(result[1].finite))
 
     def add(self, call: int, info: StepInfo) -> None:
-        """One more step was dispatched, by the `call`-th call of `train_batch`."""
+        """Adds a step that the `call`-th call of `train_batch` has dispatched."""
         self._unchecked.add((call, info))
 
     def clear(self) -> None:
-        """Forgets the steps that were not looked at yet."""
+        """Forgets the steps that have not been looked at yet."""
         self._unchecked.clear()
 
     def raise_if_not_finite(self) -> None:
         """Looks at the steps that have finished.
 
-        Several processes must look at the same steps, or one would raise and leave the others waiting for it. They look
-        at every step two calls later instead.
+        Several processes must look at the same steps, or one of them would raise and leave the others waiting for it. So
+        with several processes each step is looked at two calls later, finished or not.
+
+        Raises:
+          NonFiniteError: a step had a loss or a gradient that was not finite.
         """
         for call, info in self._unchecked.beyond(2) if jax.process_count() > 1 else self._unchecked.finished():
             if not bool(info.finite):

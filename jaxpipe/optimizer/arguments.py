@@ -1,4 +1,4 @@
-"""What may be passed as an optimizer, and what its `update` is called with."""
+"""Checks what users pass as an optimizer, and decides which arguments its `update` is called with."""
 
 import contextlib
 import inspect
@@ -10,14 +10,16 @@ import jax
 import optax
 
 from jaxpipe.errors import ConfigError, JaxpipeError
-from jaxpipe.types import Tree
+from jaxpipe.types import Avals, Tree
 
 
 class Optimizer(NamedTuple):
     """An optimizer that has been checked.
 
     Attributes:
-      takes: names of the extra arguments that its `update` takes; None: any.
+      init: params -> state.
+      update: (gradients, state, params, **extra) -> (updates, state).
+      takes: the names of the extra arguments that `update` takes; None if it takes any.
     """
 
     init: Callable[[Tree], Tree]
@@ -27,13 +29,13 @@ class Optimizer(NamedTuple):
 
 @contextlib.contextmanager
 def plain_numpy_rules() -> Iterator[None]:
-    """JAX as optax expects it: strict promotion modes of the user's program do not reach into it."""
+    """Sets the promotion rules that optax expects, so that stricter modes of the user's program do not reach into it."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def checked(optimizer: Any) -> Optimizer:
-    """The optimizer in the form that the rest uses.
+    """Returns the user's optimizer in the form that the rest of this folder uses.
 
     Raises:
       ConfigError: it is no gradient transformation.
@@ -47,11 +49,17 @@ def checked(optimizer: Any) -> Optimizer:
     return Optimizer(optimizer.init, optimizer.update, _named(optimizer.update))
 
 
-def fitted(optimizer: Optimizer, params: Tree) -> tuple[Optimizer, Tree]:
-    """The optimizer, and the shapes of its state for `params`, a tree of shapes.
+def fitted(optimizer: Optimizer, params: Avals) -> tuple[Optimizer, Avals]:
+    """Fits an optimizer to the params that it will be given.
 
-    `optax.lookahead` wants pairs of fast and slow weights. Where it is given one set, those are the fast weights, and the
-    slow ones become part of its state.
+    `optax.lookahead` wants pairs of fast and slow weights. If it is given one set of weights, these are the fast ones, and
+    the slow ones become part of its state.
+
+    Args:
+      params: a tree of shapes.
+
+    Returns:
+      The optimizer to use, and the shapes of its state for `params`.
     """
     with plain_numpy_rules():
         state = jax.eval_shape(optimizer.init, params)
@@ -64,7 +72,7 @@ def fitted(optimizer: Optimizer, params: Tree) -> tuple[Optimizer, Tree]:
 class SlowWeights(NamedTuple):
     """State of a lookahead that keeps its slow weights itself."""
 
-    lookahead: Any
+    lookahead: Tree
     slow: Tree
 
 
@@ -109,16 +117,19 @@ def _named(update: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(by_name[3:]) | {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def calling(optimizer: Optimizer, extra: dict[str, Any]) -> dict[str, Any]:
-    """The part of `extra` that its `update` takes."""
+def calling(optimizer: Optimizer, extra: dict[str, Tree]) -> dict[str, Tree]:
+    """The arguments among `extra` that the `update` of the optimizer takes."""
     return {name: value for name, value in extra.items() if optimizer.takes is None or name in optimizer.takes}
 
 
 @contextlib.contextmanager
 def explaining() -> Iterator[None]:
-    """Around the first trace of an optimizer: says what is wrong if it needs what a training step cannot give.
+    """Goes around the first trace of an optimizer, and explains its errors.
 
-    Other errors are the optimizer's own, and stay as they are, with a note on where they came from.
+    Errors of the optimizer itself are raised as they are, with a note that says where they came from.
+
+    Raises:
+      ConfigError: the optimizer needs arguments that a training step cannot give.
     """
     try:
         yield
@@ -144,7 +155,7 @@ def explaining() -> Iterator[None]:
 
 
 def _missing(error: Exception) -> list[str]:
-    """The arguments that an `update` complains about; none if it is not the optimizer that does."""
+    """The names of the arguments that an `update` misses; empty if the error says something else, or is jaxpipe's own."""
     trace, message = error.__traceback__, str(error)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

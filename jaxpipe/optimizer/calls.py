@@ -1,12 +1,15 @@
-"""Equations that hold whole jaxprs: which of them are taken apart, and how one equation is computed."""
+"""Decides which equations that hold whole jaxprs are taken apart, and computes single equations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-# Primitives that only call the jaxpr they hold. A call that is not listed is computed as one equation, which is right, too.
+# Primitives that only call the jaxpr that they hold. A call that is not listed is computed as one equation, which is
+# right too, but slower where it joins layers.
 CALLS = {
     "jit",
     "pjit",
@@ -23,11 +26,11 @@ CALLS = {
 LONGEST_UNROLLED = 16  # steps of a scan
 
 
-def taken_apart(eqn: Any, joins: bool) -> jex.ClosedJaxpr | None:
-    """The jaxpr to put in the place of an equation, or None.
+def taken_apart(eqn: jex.JaxprEqn, joins: bool) -> jex.ClosedJaxpr | None:
+    """The jaxpr to put in the place of an equation, or None if the equation stays whole.
 
-    Calls always. A `cond` or a short `scan` only if it holds values of several layers (`joins`): as one equation it would
-    join whole layers, in pieces most of it treats each layer on its own.
+    Calls are always taken apart. A `cond` or a short `scan` is taken apart only if it reads values of several layers
+    (`joins`): as one equation it would join whole layers, while in pieces most of it treats each layer on its own.
     """
     name, params = eqn.primitive.name, eqn.params
     if name in CALLS:
@@ -44,35 +47,37 @@ def taken_apart(eqn: Any, joins: bool) -> jex.ClosedJaxpr | None:
     return None
 
 
-def _avals(eqn: Any) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+def _avals(atoms: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in atoms]
 
 
-def _all_branches(eqn: Any) -> jex.ClosedJaxpr:
-    """All branches, and a select per output: that fuses, where a conditional would copy what passes through it."""
+def _all_branches(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
+    """Computes all branches and selects each output: that fuses, while a conditional copies what passes through it."""
     branches = eqn.params["branches"]
 
-    def select(which: Any, *args: Any) -> Any:
+    def select(which: jax.Array, *args: jax.Array) -> list[jax.Array]:
         cases = zip(*[jex.jaxpr_as_fun(branch)(*args) for branch in branches], strict=True)
         which = jnp.clip(which, 0, len(branches) - 1)
         which = which.astype(bool) if len(branches) == 2 else which
         return [jax.lax.select_n(which, *case) for case in cases]
 
-    return jax.make_jaxpr(select)(*_avals(eqn))
+    return jax.make_jaxpr(select)(*_avals(eqn.invars))
 
 
-def _unrolled(eqn: Any) -> jex.ClosedJaxpr:
+def _unrolled(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
+    """All steps of a `scan`, one after the other."""
     params, length, inner = eqn.params, eqn.params["length"], eqn.params["jaxpr"].jaxpr
-    # Told by shapes, since versions of JAX name the counts differently: what is scanned over has one dim more outside.
+    # The counts are read off the shapes, because versions of JAX name them differently: what is scanned over has one dim
+    # more outside of the loop.
     num_xs = _with_steps(eqn.invars, inner.invars)
     num_carry = len(inner.outvars) - _with_steps(eqn.outvars, inner.outvars)
     num_consts = len(inner.invars) - num_carry - num_xs
     body = jex.jaxpr_as_fun(params["jaxpr"])
-    outputs = [v.aval for v in eqn.outvars[num_carry:]]
+    outputs = _avals(eqn.outvars[num_carry:])
 
-    def steps(*args: Any) -> Any:
+    def steps(*args: jax.Array) -> list[jax.Array]:
         consts, carry, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
-        ys: list[Any] = [()] * length
+        ys: list[Sequence[jax.Array]] = [()] * length
         for i in reversed(range(length)) if params["reverse"] else range(length):
             out = body(*consts, *carry, *[x[i] for x in xs])
             carry, ys[i] = out[:num_carry], out[num_carry:]
@@ -80,21 +85,25 @@ def _unrolled(eqn: Any) -> jex.ClosedJaxpr:
             return [*carry, *[jnp.zeros(y.shape, y.dtype) for y in outputs]]
         return [*carry, *[jnp.stack(y) for y in zip(*ys, strict=True)]]
 
-    return jax.make_jaxpr(steps)(*_avals(eqn))
+    return jax.make_jaxpr(steps)(*_avals(eqn.invars))
 
 
-def _with_steps(outside: list[Any], inside: list[Any]) -> int:
+def _with_steps(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many variables have one dim more outside of a loop than inside."""
     return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
-def bind(primitive: Any, params: dict[str, Any], *args: Any) -> list[Any]:
-    """The results of one equation."""
-    out = primitive.bind(*args, **primitive.get_bind_params(params))
+def bind(primitive: jex.Primitive, params: dict[str, Any], *args: ArrayLike) -> list[jax.Array]:
+    """Computes the outputs of one equation."""
+    out: Any = primitive.bind(*args, **primitive.get_bind_params(params))
     return list(out) if primitive.multiple_results else [out]
 
 
-def masked_while(params: dict[str, Any], wanted: Any, *args: Any) -> list[Any]:
-    """A `while` equation that does no iteration where `wanted` is false: on garbage it might never end."""
+def masked_while(params: dict[str, Any], wanted: jax.Array, *args: jax.Array) -> list[jax.Array]:
+    """Computes a `while` equation, without any iteration where `wanted`, bool [], is false.
+
+    Padding is not wanted: on arbitrary numbers the loop might never end.
+    """
     num_cond, num_body = params["cond_nconsts"], params["body_nconsts"]
     cond, body = jex.jaxpr_as_fun(params["cond_jaxpr"]), jex.jaxpr_as_fun(params["body_jaxpr"])
     cond_consts, body_consts = args[:num_cond], args[num_cond : num_cond + num_body]

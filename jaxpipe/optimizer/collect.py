@@ -1,7 +1,7 @@
 """The one collective of an optimizer step: values of layers, gathered on all ranks."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -14,14 +14,17 @@ from jaxpipe.optimizer.trace import SMALL
 
 
 def everywhere(arrays: Sequence[jax.Array], mesh: Mesh) -> list[jax.Array]:
-    """[K, ...] of each rank -> [S, K, ...] on all ranks; inside `shard_map`. Small arrays of one dtype travel together."""
+    """Gathers arrays [K, ...] of each rank to arrays [S, K, ...] on all ranks. It runs inside `shard_map`.
+
+    Small arrays of one dtype travel together. Arrays of typed PRNG keys travel alone.
+    """
     if pipe_size(mesh) == 1:
         return [a[None] for a in arrays]
-    together: dict[Any, list[int]] = {}
+    together: dict[Hashable, list[int]] = {}
     for i, a in enumerate(arrays):
         alone = math.prod(a.shape[1:]) > SMALL or jnp.issubdtype(a.dtype, jax.dtypes.extended)
         together.setdefault(i if alone else a.dtype, []).append(i)
-    out: list[Any] = [None] * len(arrays)
+    out: list[Any] = [None] * len(arrays)  # filled below
     for members in together.values():
         some = [arrays[i] for i in members]
         if len(some) == 1:

@@ -1,6 +1,6 @@
-"""What an equation of a jaxpr does, as a hashable value: equal only where it is the same."""
+"""A hashable value for what an equation of a jaxpr does; two are equal only where both equations do the same."""
 
-from typing import Any
+from collections.abc import Hashable
 
 import jax
 import jax.extend.core as jex
@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-# Larger arrays are compared by identity: reading them costs more than a missed likeness.
+# Elements. Larger arrays are compared by identity: reading them costs more than taking two equal ones for different.
 MAX_COMPARED = 1024
 
 
-def fingerprint(x: Any) -> Any:
-    """Hashable; equal for parameters of equations that mean the same.
+def fingerprint(x: object) -> Hashable:
+    """A hashable value that is equal for two parameters of equations only if they mean the same.
 
-    Jaxprs are compared by structure, since every trace makes new ones. Where nothing is known, identity decides: two like
-    things may get two fingerprints, and never the other way round. (An object that is compared by its `id` has to live
-    for as long as the fingerprint does; those in a jaxpr live as long as the jaxpr.)
+    Jaxprs are compared by structure, because every trace makes new ones. Where nothing is known about a value, its identity
+    decides. So two values that mean the same may have different fingerprints, but never the other way round. A value that
+    is compared by its `id` must live as long as its fingerprint; those in a jaxpr live as long as the jaxpr.
     """
     if isinstance(x, jex.ClosedJaxpr) and x.jaxpr is not x:  # from JAX 0.12 on, both are one class
         return fingerprint(x.jaxpr), tuple(map(fingerprint, x.consts))
@@ -40,11 +40,11 @@ def fingerprint(x: Any) -> Any:
     return type(x), x
 
 
-def _of_jaxpr(jaxpr: Any) -> Any:
-    """Variables by the order in which they appear."""
-    number: dict[Any, int] = {}
+def _of_jaxpr(jaxpr: jex.Jaxpr) -> Hashable:
+    """The fingerprint of a jaxpr, in which a variable is the number of its first appearance."""
+    number: dict[jex.Var, int] = {}
 
-    def name(v: Any) -> Any:
+    def name(v: jex.Var | jex.Literal) -> Hashable:
         if isinstance(v, jex.Literal):
             return fingerprint(v.val), str(v.aval)
         return number.setdefault(v, len(number)), str(v.aval)

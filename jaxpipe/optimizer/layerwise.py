@@ -1,23 +1,26 @@
-"""An optax transformation on stacked, sharded weights that acts as on one tree entry per layer.
+"""Runs an optax transformation on stacked, sharded weights, with the results that it has on one tree entry per layer.
 
-The weights of like layers are stored stacked, [S, slots, ...] over the ranks, and padded with zeros. A transformation that
-is not elementwise must not see that: a mask by `ndim` would find other dims, a norm per array the norm of many layers, and
-a path could not name a layer. So it never does. Its `init` and `update` are traced on the natural tree (`natural`), and
-the trace is run on the stacks:
+Layers of one kind are stored stacked, [S, slots, ...] over the ranks, and padded with zeros. A transformation that is not
+elementwise must not see that: a mask by `ndim` would count two more dims, the norm of an array would be the norm of many
+layers, and no path would name a layer. So `init` and `update` are traced on the natural tree (see `natural`), and the trace
+is run on the stacks in three steps:
 
-1. `trace` flattens it and gives every value a home: a layer of a stack, or none.
-2. `groups` makes one equation on all slots of the equations of like layers.
-3. `run` computes these on the rank that holds the layer, and the rest on all.
+1. `trace` flattens it, and gives every value a home, which is one layer of a stack, or none.
+2. `groups` makes one equation on all slots out of the equations that look the same in layers of one stack.
+3. `run` computes each group on the ranks that hold its layers, and all other equations on every rank.
 
-What a transformation does to each layer separately moves no weights between devices, whatever it looks at: shapes, dims,
-norms, paths. Scalars that join layers, as in a global norm, travel packed, one `all_gather` per level of joining. Arrays of
-several layers that really meet (`optax.flatten`) are gathered whole, once per step.
+What a transformation does to each layer separately moves no weights between devices, whether it looks at shapes, dims,
+norms or paths. Scalars that join layers, as in a global norm, travel packed, with one `all_gather` per level of joining.
+Arrays of several layers that really meet (`optax.flatten`) are gathered whole, once per step.
 """
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.model.layout import Layout
@@ -25,30 +28,32 @@ from jaxpipe.model.shapes import describe
 from jaxpipe.optimizer.arguments import Optimizer, calling, fitted, plain_numpy_rules
 from jaxpipe.optimizer.call import Call
 from jaxpipe.optimizer.natural import NaturalTree, Place, abstract
+from jaxpipe.optimizer.run import Stacked, Target
 from jaxpipe.optimizer.state import OptState, StateLeaf, StatePlan, place_state, unnamed
 from jaxpipe.optimizer.trace import Home, Trace
-from jaxpipe.types import Tree
+from jaxpipe.types import Avals, KeyPath, Params, Tree
 
-STATE = -1  # the number of the state among the results; those of updates count from 0
+STATE = -1  # the number of the state among the results; those of the updates count from 0
 
 
 class Layerwise:
     """`optimizer` on the params trees of one layout.
 
     Args:
-      optimizer: has been through `arguments.checked`.
-      params: what its `init` will be given, or the shapes: a params tree, or a tree that holds some, such as
-        `optax.LookaheadParams(fast, slow)`.
-      extra: further arguments of its `update` that will be given: params trees, arrays, or their shapes.
+      optimizer: as `arguments.checked` returns it.
+      params: what its `init` will be given, as arrays or shapes: a params tree, or a tree that holds params trees, such
+        as `optax.LookaheadParams(fast, slow)`.
+      extra: the further arguments that its `update` will be given, by name: params trees or arrays, or their shapes.
 
     Raises:
-      ConfigError: `params` holds no params tree, or the state changes its structure or shapes
-        from one update to the next.
+      ConfigError: `params` holds no params tree, or an update changes the structure or the shapes of the state.
     """
 
-    def __init__(self, optimizer: Optimizer, layout: Layout, mesh: Mesh, params: Tree, extra: dict[str, Any]):
+    def __init__(
+        self, optimizer: Optimizer, layout: Layout, mesh: Mesh, params: Params | Avals, extra: dict[str, Tree]
+    ):
         self.layout, self.mesh = layout, mesh
-        self._traces: dict[Any, Any] = {}
+        self._traces: dict[Hashable, tuple[jex.ClosedJaxpr, tuple[Avals, Avals]]] = {}
         self.tree = NaturalTree(layout)
         if not self.tree.holds_params(params):
             raise ConfigError(
@@ -66,16 +71,28 @@ class Layerwise:
 
     # ------------------------------------------------------------------------------------------------------ what it gives
 
-    def init(self, params: Tree) -> OptState:
-        """The state for `params`; traceable."""
+    def init(self, params: Params) -> OptState:
+        """The state for `params`, which are arrays [S, slots, ...] in stacks; traceable."""
         call = self._call()
         natural = call.argument(params)
         with plain_numpy_rules():
             closed = jax.make_jaxpr(self.optimizer.init)(natural)
             return self._state(*call.run(closed, self._state_targets()))
 
-    def update(self, grads: Tree, state: OptState, params: Tree, **extra: Any) -> tuple[Tree, OptState]:
-        """(updates, new state); traceable. `params` and the `extra` arguments may hold any number of params trees."""
+    def update(self, grads: Params, state: OptState, params: Params, **extra: Tree) -> tuple[Params, OptState]:
+        """One update; traceable.
+
+        Args:
+          grads: a params tree, or a tree that holds one.
+          state: as `init` or `update` returned it.
+          params, extra: trees that hold any number of params trees.
+
+        Returns:
+          (updates, new state). Updates have the shapes and the shardings of the params.
+
+        Raises:
+          ConfigError: `grads` holds no params tree, or the optimizer returns updates that do not fit the params.
+        """
         if not self.tree.holds_params(grads):
             raise ConfigError(
                 f"update was given the gradients {describe(grads)}, which are no params tree of this pipeline. Give it "
@@ -86,7 +103,7 @@ class Layerwise:
         closed, (made, _) = self._traced(*arguments)
         with plain_numpy_rules():
             parts, structure = jax.tree.flatten(made, is_leaf=self.tree.is_natural)
-            targets: list[Any] = []
+            targets: list[Target] = []
             for number, part in enumerate(parts):
                 natural = self.tree.is_natural(part)
                 targets += [_target(place, number) for place in self.tree.places] if natural else [None]
@@ -104,17 +121,21 @@ class Layerwise:
         return jax.tree.unflatten(structure, updates), self._state(stacked, rest)
 
     def natural_state(self, state: OptState) -> Tree:
-        """The state as optax would hold it for the natural tree."""
+        """The state in the structure and the shapes in which optax would hold it for the natural tree."""
         return self.plan.natural(state)
 
     def shardings(self) -> OptState:
-        """Where the state lies."""
+        """The sharding of each array of the state."""
         return self.plan.shardings(self.mesh)
 
-    def _traced(self, *arguments: Tree) -> tuple[Any, Any]:
-        """The trace of `update` on natural trees of shapes, and the shapes of its results; kept, because it takes time."""
+    def _traced(self, *arguments: Avals) -> tuple[jex.ClosedJaxpr, tuple[Avals, Avals]]:
+        """Traces `update` on natural trees of shapes. Traces are kept, because tracing takes time.
 
-        def update(grads: Tree, state: Tree, params: Tree, extra: dict[str, Any]) -> Any:
+        Returns:
+          The trace, and the shapes of (updates, new state).
+        """
+
+        def update(grads: Tree, state: Tree, params: Tree, extra: dict[str, Tree]) -> tuple[Tree, Tree]:
             made = self.optimizer.update(grads, state, params, **calling(self.optimizer, extra))
             if not isinstance(made, tuple) or len(made) != 2:
                 raise ConfigError(
@@ -130,11 +151,11 @@ class Layerwise:
 
     # ------------------------------------------------------------------------------------------------------------ inside
 
-    def _state_targets(self) -> list[Any]:
+    def _state_targets(self) -> list[Target]:
         return [leaf.home and (*leaf.home, (STATE, leaf.name)) for leaf in self.plan.leaves]
 
-    def _state(self, stacked: dict[Any, Any], rest: list[Any]) -> OptState:
-        """The stored state from the results of a run."""
+    def _state(self, stacked: Stacked, rest: list[ArrayLike]) -> OptState:
+        """Makes the stored state of the results of a run."""
         avals = {(leaf.stack, leaf.name): leaf.aval for leaf in self.plan.leaves}
         names = [leaf.name for leaf in self.plan.leaves if leaf.home is None]
         ours = {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == STATE}
@@ -147,13 +168,13 @@ class Layerwise:
         return Call(self.tree, self.mesh, self.plan)
 
     def _whole(self, updates: Tree) -> Tree:
-        """Updates in the shapes of the params, as adding them would make them.
+        """Broadcasts updates to the shapes of the params, as adding them to the params would do.
 
         Raises:
-          ConfigError: they are no update of these params.
+          ConfigError: they do not fit the params.
         """
 
-        def whole(update: Any, param: jax.ShapeDtypeStruct) -> jax.Array:
+        def whole(update: ArrayLike, param: jax.ShapeDtypeStruct) -> jax.Array:
             update = jax.numpy.asarray(update)
             return update if update.shape == param.shape else jax.numpy.broadcast_to(update, param.shape)
 
@@ -170,8 +191,12 @@ class Layerwise:
                 "the gradients, and shapes that can be added to the params."
             ) from error
 
-    def _settled(self, shapes: Tree, extra: dict[str, Any]) -> Tree:
-        """The shapes of a state that an update does not change."""
+    def _settled(self, shapes: Avals, extra: dict[str, Avals]) -> Avals:
+        """The shapes of the state, with dtypes and weak types that an update does not change any more.
+
+        Raises:
+          ConfigError: an update changes the structure or the shapes.
+        """
         for _ in range(3):
             _, (_, after) = self._traced(self.tree.shapes, shapes, self._params, extra)
             if jax.tree.structure(after) != jax.tree.structure(shapes):
@@ -191,8 +216,11 @@ class Layerwise:
             shapes = after
         return shapes
 
-    def _homes_by_use(self, leaves: list[StateLeaf], shapes: Tree, extra: dict[str, Any]) -> list[Home | None]:
-        """Per leaf of the state, the home that the trace of an update finds for it, as long as that finds more."""
+    def _homes_by_use(self, leaves: list[StateLeaf], shapes: Avals, extra: dict[str, Avals]) -> list[Home | None]:
+        """For each leaf of the state, the home that the trace of an update finds for it.
+
+        A home that is found may let the next trace find further ones, so this goes on until nothing new is found.
+        """
         closed, _ = self._traced(self.tree.shapes, shapes, self._params, extra)
         stored = self.layout.shapes()
         before, after = Call(self.tree, self.mesh), Call(self.tree, self.mesh)
@@ -211,17 +239,17 @@ class Layerwise:
             homes = found
 
 
-def _target(place: Place, number: int) -> Any:
+def _target(place: Place, number: int) -> Target:
     return place.home and (*place.home, (number, place.cell[1]))
 
 
-def _pairs(one: Tree, two: Tree) -> list[Any]:
+def _pairs(one: Avals, two: Avals) -> list[tuple[KeyPath, tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]]]:
     leaves = jax.tree_util.tree_flatten_with_path(one)[0]
     return [(path, (a, b)) for (path, a), b in zip(leaves, jax.tree.leaves(two), strict=True)]
 
 
 def _strong(array: Any, aval: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array of the dtype that is stored. Not weakly typed: a flag that changed would compile the next step again."""
+    """The array in the dtype that is stored, without a weak type: a flag that changed would compile the next step again."""
     return jax.lax.convert_element_type(array, aval.dtype) if _is_number(aval) else array
 
 

@@ -1,54 +1,60 @@
-"""The tree that an optimizer sees, one entry per layer that owns weights, and the params tree that it stands for.
+"""The natural tree, which an optimizer sees, and the params tree that it stands for.
 
     {"layer_000": what the layer's init made, "layer_001": ..., ...}
 
-A later use of a tie has no entry, nor has a layer without weights. Leaves without derivatives (integers, booleans) are None
-there: no optimizer should see them.
+The natural tree has one entry per layer that owns weights. Layers without weights and the later uses of a tied layer have
+no entry. Leaves without derivatives (integers, booleans) are None in it, because no optimizer should see them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import ArrayLike
 
 from jaxpipe.model.layout import Layout, layer_name
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.optimizer.trace import Home
-from jaxpipe.types import Tree
+from jaxpipe.types import Avals, KeyPath, Params, Tree
 
-Path = tuple[Any, ...]
-Cell = tuple[
-    str | None, str
-]  # a leaf of the params tree: (stack, path in a layer), or (None, path in the natural tree)
+# A leaf of the params tree: (stack, path in a layer), or (None, path in the natural tree) for layers that occur once.
+Cell = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a leaf of the natural tree is stored: its layer, and the cell of the params tree that holds it."""
+    """Where a leaf of the natural tree is stored.
+
+    Attributes:
+      layer: global index of the layer that owns it.
+      cell: the leaf of the params tree that holds it.
+    """
 
     layer: int
     cell: Cell
 
     @property
     def home(self) -> Home | None:
+        """(stack, layer), or None for a layer that occurs once."""
         return None if self.cell[0] is None else (self.cell[0], self.layer)
 
 
-def text(path: Path) -> str:
-    """A path as JAX prints it."""
+def text(path: KeyPath) -> str:
+    """The path in the form in which JAX prints it, such as `['layer_000']['w']`."""
     return jax.tree_util.keystr(path)
 
 
 class NaturalTree:
-    """Translates between params trees and natural trees of one layout.
+    """Translates between the params trees and the natural trees of one layout.
 
     Attributes:
-      names: the entry of each layer that owns weights.
-      shapes: the natural tree, of ShapeDtypeStruct.
-      places: per leaf of the natural tree, where it is stored.
+      names: for each layer that owns weights, the name of its entry.
+      layer_of: the layer of each entry; the inverse of `names`.
+      shapes: the natural tree, with a ShapeDtypeStruct per leaf.
+      places: for each leaf of the natural tree, in order, where it is stored.
     """
 
     def __init__(self, layout: Layout):
@@ -69,14 +75,21 @@ class NaturalTree:
             stack = stack_of.get(layer)
             self.places.append(Place(layer, (stack, text(path[1:])) if stack else (None, text(path))))
 
-    def _cell(self, path: Path) -> Cell:
+    def _cell(self, path: KeyPath) -> Cell:
         if path[0].key == "stacked":
             return path[1].key, text(path[2:])
         entry = jax.tree_util.DictKey(layer_name(self.layout.shared[path[1].key].layer))
         return None, text((entry, *path[2:]))
 
-    def read(self, params: Tree) -> dict[str, Tree]:
-        """The natural tree of a params tree, of arrays or of shapes."""
+    def read(self, params: Params) -> dict[str, Tree]:
+        """The natural tree of a params tree.
+
+        Args:
+          params: leaves are arrays or ShapeDtypeStruct: [S, slots, ...] in stacks, and as the layer made them elsewhere.
+
+        Returns:
+          The same kind of leaves, each in the shape that its layer made.
+        """
         layers: dict[str, Tree] = {}
         for name, stack in self.layout.stacks.items():
             for layer, place in stack.places.items():
@@ -86,12 +99,12 @@ class NaturalTree:
         layers = jax.tree.map(lambda a: a if is_inexact(a) else None, layers)
         return {name: layers[name] for name in self.names.values()}
 
-    def cells(self, params: Tree) -> dict[Cell, Any]:
-        """The leaves of a params tree that an optimizer sees, by cell."""
+    def cells(self, params: Params) -> dict[Cell, Any]:
+        """The leaves of a params tree, without those that no optimizer sees. They may be arrays, shapes or shardings."""
         return {cell: a for cell, a in zip(self._cells, jax.tree.leaves(params), strict=True) if cell is not None}
 
-    def params(self, cells: dict[Cell, jax.Array]) -> Tree:
-        """The inverse; zeros for leaves that an optimizer does not see."""
+    def params(self, cells: Mapping[Cell, ArrayLike]) -> Params:
+        """The params tree of such leaves, with zeros for the leaves that no optimizer sees."""
         blank = jax.tree.leaves(self.layout.shapes())
         leaves = [
             jnp.zeros(a.shape, a.dtype) if cell is None else cells[cell]
@@ -100,42 +113,47 @@ class NaturalTree:
         return jax.tree.unflatten(self._structure, leaves)
 
     def shardings(self, mesh: Mesh) -> dict[Cell, NamedSharding]:
-        """Where the leaves lie that an optimizer sees, by cell."""
+        """The sharding of each leaf that an optimizer sees."""
         return self.cells(self.layout.shardings(mesh))
 
     # ------------------------------------------------------------------------------------- trees that hold such trees
 
     def holds_params(self, tree: Tree) -> bool:
-        """Whether a tree is a params tree, or holds one (a pair of them, say)."""
+        """Whether a tree is a params tree, or holds one: it may be a pair of params trees, for instance."""
         return any(map(self.is_params, jax.tree.leaves(tree, is_leaf=self.is_params)))
 
-    def is_params(self, x: Any) -> bool:
+    def is_params(self, x: Tree) -> bool:
         """Whether `x` has the structure of the params tree."""
         return isinstance(x, dict) and x.keys() == {"stacked", "shared"} and jax.tree.structure(x) == self._structure
 
-    def is_natural(self, x: Any) -> bool:
+    def is_natural(self, x: Tree) -> bool:
         """Whether `x` has the structure of the natural tree."""
         return isinstance(x, dict) and x.keys() == self.layer_of.keys() and self._fits(x)
 
-    def _fits(self, x: Any) -> bool:
+    def _fits(self, x: Tree) -> bool:
         return jax.tree.structure(x) == self._natural_structure
 
-    def natural_shapes(self, tree: Tree) -> Tree:
-        """The tree as shapes, with a natural tree in the place of each params tree."""
+    def natural_shapes(self, tree: Tree) -> Avals:
+        """The shapes of a tree, with a natural tree in the place of each params tree."""
         parts, rebuild = self.split(tree)
         return rebuild([self.shapes if self.is_params(part) else abstract(part) for part in parts])
 
-    def split(self, tree: Tree) -> tuple[list[Any], Callable[[Sequence[Any]], Tree]]:
-        """The params trees and the other leaves of a tree, in order, and the function that puts such things back."""
+    def split(self, tree: Tree) -> tuple[list[Tree], Callable[[Sequence[Tree]], Tree]]:
+        """Takes a tree apart into params trees and other leaves.
+
+        Returns:
+          The params trees and the other leaves, in order; and the function that makes a tree of values in their places.
+        """
         parts, structure = jax.tree.flatten(tree, is_leaf=self.is_params)
         return parts, lambda values: jax.tree.unflatten(structure, values)
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of an array, weakly typed where it is: that decides what a trace promotes to."""
+    """Shape and dtype of an array-like leaf. A weak type stays weak, because it decides what a trace promotes to."""
     aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(getattr(aval, "weak_type", False)))
 
 
-def _row(a: Any, place: tuple[int, int]) -> Any:
+def _row(a: jax.Array | jax.ShapeDtypeStruct, place: tuple[int, int]) -> jax.Array | jax.ShapeDtypeStruct:
+    """One layer [...] of a stacked leaf [S, slots, ...]; both are arrays, or both are shapes."""
     return jax.ShapeDtypeStruct(a.shape[2:], a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a[place]

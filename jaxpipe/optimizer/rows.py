@@ -1,16 +1,17 @@
-"""What one rank computes between two gathers: like equations of its layers as one, on its rows of the stacks."""
+"""What one rank computes between two gathers: each group of equations as one, on the rank's own rows of the stacks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxpipe.model.layout import Stack
 from jaxpipe.optimizer.calls import masked_while
-from jaxpipe.optimizer.trace import Equation, Value
+from jaxpipe.optimizer.trace import ArrayKey, Equation, Value
 
 Place = tuple[int, int]  # (rank, slot)
 
@@ -20,22 +21,23 @@ class Rows:
     """The values of one rank; its methods run inside `shard_map`.
 
     Attributes:
-      rank: this rank, a traced integer. num_ranks: S.
-      stacks: by name.
-      batches: arrays [K, ...] by key: this rank's rows of [S, K, ...].
-      slots: per batch, which slots of its stack its K rows are.
-      loose: values without home.
+      rank: the number of this rank, a traced int32 [].
+      num_ranks: S.
+      stacks: all stacks of the layout, by name.
+      arrays: arrays [K, ...] by key; each is this rank's rows of an array [S, K, ...].
+      slots: for each of these arrays, the slots of its stack that its K rows are.
+      loose: the values without a home.
     """
 
     rank: jax.Array
     num_ranks: int
     stacks: Mapping[str, Stack]
-    batches: dict[Any, jax.Array]
-    slots: dict[Any, list[int]]
-    loose: Mapping[Value, Any]
+    arrays: dict[ArrayKey, jax.Array]
+    slots: dict[ArrayKey, list[int]]
+    loose: Mapping[Value, ArrayLike]
 
     def compute(self, group: Sequence[Equation]) -> None:
-        """Computes like equations of several layers, on the slots where some rank has one of these layers."""
+        """Computes a group, on all slots where some rank has a layer of the group, and adds its outputs to `arrays`."""
         eqn = group[0]
         assert eqn.home is not None
         places = self.stacks[eqn.home[0]].places
@@ -48,43 +50,57 @@ class Rows:
         if eqn.primitive.name == "while" and len(rows) < self.num_ranks * len(slots):
             wanted = self._mask(rows, slots)
         for v, out in zip(eqn.outputs, self._each_row(eqn, operands, len(slots), wanted), strict=True):
-            self.batches[v.batch], self.slots[v.batch] = out, slots
+            self.arrays[v.held_in], self.slots[v.held_in] = out, slots
 
     def _each_row(
-        self, eqn: Equation, operands: Sequence[tuple[Any, bool]], count: int, wanted: jax.Array | None
-    ) -> list[Any]:
-        """One equation on all rows; operands are (array, whether it has a row per slot)."""
+        self, eqn: Equation, operands: Sequence[tuple[ArrayLike, bool]], count: int, wanted: jax.Array | None
+    ) -> list[jax.Array]:
+        """One equation on all rows.
+
+        Args:
+          operands: as `fetch` gives them.
+          count: K, the number of rows.
+          wanted: bool [K], for a `while` equation: the rows of layers, which padding is not.
+
+        Returns:
+          The outputs of the equation, [K, ...].
+        """
         args: list[Any] = [array for array, _ in operands]
         axes: list[int | None] = [0 if by_row else None for _, by_row in operands]
-        function: Any = eqn.bind
+        function: Callable[..., list[jax.Array]] = eqn.bind
         if wanted is not None:
             function = lambda wanted, *args: masked_while(eqn.params, wanted, *args)  # noqa: E731
             args, axes = [wanted, *args], [0, *axes]
         if all(axis is None for axis in axes):
             return [jnp.broadcast_to(out, (count, *out.shape)) for out in function(*args)]
 
-        def one(i: Any) -> Any:
+        def one(i: int | jax.Array) -> list[jax.Array]:
             return function(*[a if axis is None else a[i] for a, axis in zip(args, axes, strict=True)])
 
-        if (
-            count == 1
-        ):  # as it is: `vmap` would turn a conditional into a select, and a matrix product into a batched one
+        if count == 1:
+            # Without `vmap`, which would turn a conditional into a select, and a matrix product into a batched one.
             return [out[None] for out in one(0)]
         if _is_random(eqn) and not _is_threefry(eqn):
-            # Under vmap, generators other than threefry give other numbers than row by row.
+            # Under `vmap`, generators other than threefry give other numbers than row by row.
             return jax.lax.map(one, jnp.arange(count))
         return jax.vmap(function, axes)(*args)
 
     def fetch(self, rows: Mapping[Place, Value], slots: Sequence[int]) -> tuple[Any, bool]:
-        """One operand, for the layers at `rows`: (array, whether it is [K, ...] or one value for all).
+        """One operand of a group.
 
-        Rows of other layers hold anything.
+        Args:
+          rows: the value that each layer of the group reads, by the place of the layer.
+          slots: the K slots that are computed.
+
+        Returns:
+          An array [K, ...] and True; or one array [...] that all layers read, and False. In an array [K, ...] the rows
+          of layers that are not in `rows` hold arbitrary numbers.
         """
         alone = {place: v for place, v in rows.items() if not v.home}
-        held: dict[Any, list[Place]] = {}
+        held: dict[ArrayKey, list[Place]] = {}
         for place, v in rows.items():
             if v.home:
-                held.setdefault(v.batch, []).append(place)
+                held.setdefault(v.held_in, []).append(place)
         result = None
         if alone:
             first = next(iter(alone.values()))
@@ -99,9 +115,9 @@ class Rows:
                 value = jnp.asarray(self._loose(first), first.aval.dtype)
                 result = jnp.broadcast_to(value, (len(slots), *value.shape))
         for key, places in held.items():
-            # A slot that the batch does not have is read by none of these layers: any row will do.
+            # None of these layers reads a slot that the array does not have, so any row will do.
             at = [self.slots[key].index(slot) if slot in self.slots[key] else 0 for slot in slots]
-            array = self.batches[key]
+            array = self.arrays[key]
             if at != list(range(array.shape[0])):
                 array = jnp.stack([array[i] for i in at])
             if result is not None:
@@ -110,7 +126,7 @@ class Rows:
         return result, True
 
     def stored(self, stack: Stack, rows: Mapping[Place, Value]) -> jax.Array:
-        """A row [slots, ...] as it is stored: the values of the layers at `rows`, zeros elsewhere."""
+        """This rank's row [slots, ...] of a stored array: the values of the layers at `rows`, and zeros elsewhere."""
         slots = list(range(stack.slots))
         array, by_row = self.fetch(rows, slots)
         if not by_row:
@@ -120,11 +136,11 @@ class Rows:
             array = jnp.where(_wide(self._mask(rows, slots), array), array, jnp.zeros_like(array))
         return array
 
-    def _loose(self, v: Value) -> Any:
+    def _loose(self, v: Value) -> ArrayLike:
         return v.constant if v.constant is not None else self.loose[v]
 
     def _mask(self, places: Iterable[Place], slots: Sequence[int]) -> jax.Array:
-        """bool [K], whether this rank's row is among `places`."""
+        """bool [K]: for each slot, whether `places` has it on this rank."""
         table = np.zeros((self.num_ranks, len(slots)), bool)
         for rank, slot in places:
             table[rank, slots.index(slot)] = True
@@ -135,6 +151,7 @@ class Rows:
 
 
 def _wide(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """A mask [K] in the shape [K, ...] of `like`."""
     return jnp.broadcast_to(mask.reshape(-1, *[1] * (like.ndim - 1)), like.shape)
 
 

@@ -1,59 +1,70 @@
-"""Runs a grouped trace: on the ranks level by level, with one packed gather between two levels.
+"""Runs a grouped trace level by level on the ranks, with one packed gather between two levels.
 
-Per level one `shard_map`. In it each rank computes its own layers, so that nothing moves by construction, whatever a
-partitioner knows of a primitive. What values without home need leaves it by an `all_gather`; small ones travel together.
-Between the levels, equations without home run as they were traced, in the order of the layers, on gathered rows: padding is
-in no layer and never enters, and sums have one order, however the model is cut.
+There is one `shard_map` per level. In it each rank computes its own layers, so nothing can move between ranks, whatever a
+partitioner knows about a primitive. The values that equations without a home need leave it by an `all_gather`, the small
+ones together. Between the levels, the equations without a home run as they were traced, on the gathered rows, in the order
+of the layers. Padding belongs to no layer and never enters, and sums have one order, however the model is cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
+from jax.typing import ArrayLike
 
 from jaxpipe.mesh import PIPE, manual_axes
 from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.collect import everywhere
 from jaxpipe.optimizer.groups import Grouped
 from jaxpipe.optimizer.rows import Rows
-from jaxpipe.optimizer.trace import Value
+from jaxpipe.optimizer.trace import ArrayKey, Value
 
 P = PartitionSpec
-Key = Any  # of a batch
-Target = tuple[str, int, Any] | None  # of an output: (stack, layer, name of the stored array), or not in a stack
+ArrayName = tuple[int, str]  # of an array in a stack: (number of the result that it is a part of, its name there)
+Target = tuple[str, int, ArrayName] | None  # where an output is stored: (stack, layer, array), or in no stack
+Stacked = dict[tuple[str, ArrayName], jax.Array]  # results [S, slots, ...] by stack and name
 
 
 def run(
     grouped: Grouped,
     layout: Layout,
     mesh: Mesh,
-    inputs: Sequence[Any],
-    held: dict[Key, jax.Array],
+    inputs: Sequence[ArrayLike | None],
+    held: Mapping[ArrayKey, jax.Array],
     targets: Sequence[Target],
-) -> tuple[dict[tuple[str, Any], jax.Array], list[Any]]:
-    """The results of a trace; traceable.
+) -> tuple[Stacked, list[ArrayLike]]:
+    """Computes the results of a trace; traceable.
 
     Args:
-      inputs: per input of the trace its value, or None for those with a home.
-      held: the inputs with a home, [S, slots, ...], by their batch.
-      targets: per output, where it is to be stored.
+      inputs: for each input of the trace, its value; None for those with a home.
+      held: the arrays [S, slots, ...] that hold the inputs with a home, by key.
+      targets: for each output, where it is to be stored.
 
     Returns:
-      Those stored in stacks, [S, slots, ...], by (stack, name); and the others, in order.
+      The results that are stored in stacks, [S, slots, ...]; and the others, in the order of the outputs.
     """
     return _Run(grouped, layout, mesh, inputs, held, targets).everything()
 
 
 class _Run:
-    def __init__(self, grouped: Grouped, layout: Layout, mesh: Mesh, inputs: Any, held: Any, targets: Any):
+    def __init__(
+        self,
+        grouped: Grouped,
+        layout: Layout,
+        mesh: Mesh,
+        inputs: Sequence[ArrayLike | None],
+        held: Mapping[ArrayKey, jax.Array],
+        targets: Sequence[Target],
+    ):
         self.grouped, self.layout, self.mesh, self.targets = grouped, layout, mesh, targets
         trace = grouped.trace
-        self.known = {v: a for v, a in zip(trace.inputs, inputs, strict=True) if v.home is None}
+        self.known: dict[Value, Any] = {v: a for v, a in zip(trace.inputs, inputs, strict=True) if v.home is None}
         self.held = dict(held)
-        self.slots: dict[Key, list[int]] = {key: list(range(a.shape[1])) for key, a in held.items()}
-        self.copies: dict[Key, jax.Array] = {}  # [S, K, ...] on all ranks
-        self.ends: dict[tuple[str, Any], dict[tuple[int, int], Value]] = {}  # per stack to return, its rows
+        self.slots: dict[ArrayKey, list[int]] = {key: list(range(a.shape[1])) for key, a in held.items()}
+        self.copies: dict[ArrayKey, jax.Array] = {}  # [S, K, ...] on all ranks
+        # For each array to return, the value at each (rank, slot).
+        self.ends: dict[tuple[str, ArrayName], dict[tuple[int, int], Value]] = {}
         for value, target in zip(trace.outputs, targets, strict=True):
             if target is not None:
                 stack, layer, name = target
@@ -61,10 +72,10 @@ class _Run:
         self.made = grouped.made_at()
         self.reads = {level: grouped.reads(level) for level in grouped.groups}
         self.reads[grouped.last] = {v for rows in self.ends.values() for v in rows.values()}
-        self.last_read = {v.batch: level for level in sorted(self.reads) for v in self.reads[level] if v.home}
+        self.last_read = {v.held_in: level for level in sorted(self.reads) for v in self.reads[level] if v.home}
 
-    def everything(self) -> tuple[dict[tuple[str, Any], jax.Array], list[Any]]:
-        stored: dict[tuple[str, Any], jax.Array] = {}
+    def everything(self) -> tuple[Stacked, list[ArrayLike]]:
+        stored: Stacked = {}
         for level in range(-1, self.grouped.last + 1):
             if level >= 0:
                 stored |= self._on_ranks(level)
@@ -73,14 +84,15 @@ class _Run:
         rest = [self._read(v) for v, t in zip(self.grouped.trace.outputs, self.targets, strict=True) if t is None]
         return stored, rest
 
-    def _read(self, v: Value) -> Any:
+    def _read(self, v: Value) -> ArrayLike:
+        """The numbers of a value, on all ranks."""
         if v.home is None:
             return v.constant if v.constant is not None else self.known[v]
         rank, slot = self.layout.stacks[v.home[0]].places[v.home[1]]
-        return self.copies[v.batch][rank, self.slots[v.batch].index(slot)]
+        return self.copies[v.held_in][rank, self.slots[v.held_in].index(slot)]
 
-    def _on_ranks(self, level: int) -> dict[tuple[str, Any], jax.Array]:
-        """Runs the groups of a level; in the last one, the stacks to return are put together."""
+    def _on_ranks(self, level: int) -> Stacked:
+        """Runs the groups of a level. The last level puts the stacks to return together."""
         groups = self.grouped.groups.get(level, [])
         ends = self.ends if level == self.grouped.last else {}
         wanted = [key for key in self.grouped.gathered if self.made.get(key, 0) == level]
@@ -90,20 +102,22 @@ class _Run:
         if not (groups or ends or wanted):
             return {}
 
-        def on_rank(rank: jax.Array, batches: list[jax.Array], values: list[Any]) -> Any:
+        def on_rank(
+            rank: jax.Array, arrays: list[jax.Array], values: list[ArrayLike]
+        ) -> tuple[list[jax.Array], list[jax.Array], list[jax.Array]]:
             rows = Rows(
                 rank[0],
                 self.layout.num_ranks,
                 self.layout.stacks,
-                {key: a[0] for key, a in zip(taken, batches, strict=True)},
+                {key: a[0] for key, a in zip(taken, arrays, strict=True)},
                 self.slots,
                 dict(zip(loose, values, strict=True)),
             )
             for group in groups:
                 rows.compute(group)
             done = [rows.stored(self.layout.stacks[stack], each)[None] for (stack, _), each in ends.items()]
-            kept = [rows.batches[key][None] for key in keep]
-            return kept, everywhere([rows.batches[key] for key in wanted], self.mesh), done
+            kept = [rows.arrays[key][None] for key in keep]
+            return kept, everywhere([rows.arrays[key] for key in wanted], self.mesh), done
 
         kept, copies, done = jax.shard_map(
             on_rank,

@@ -1,7 +1,7 @@
-"""Where the state of an optimizer is stored: leaf by leaf with the layer that it is about, or once."""
+"""Where the state of an optimizer is stored: each leaf with the layer that it is about, or once."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,9 +9,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.mesh import PIPE
-from jaxpipe.optimizer.natural import NaturalTree, Path, abstract, text
+from jaxpipe.optimizer.natural import NaturalTree, abstract, text
 from jaxpipe.optimizer.trace import Home
-from jaxpipe.types import Tree
+from jaxpipe.types import Avals, KeyPath, Structure, Tree
 
 P = PartitionSpec
 
@@ -20,9 +20,9 @@ class OptState(NamedTuple):
     """The state of an optimizer, as it is stored.
 
     Attributes:
-      stacked: what belongs to layers of a stack, `{stack: {name: [S, slots, ...]}}`, rank r holds [r].
-      rest: everything else, by its path in the state that optax made: step counts, hyperparameters, moments of layers that
-        occur once.
+      stacked: what belongs to layers of a stack, `{stack: {name: [S, slots, ...]}}`; rank r holds row [r] of each array.
+      rest: everything else, by its path in the state that optax made: step counts, hyperparameters, and moments of layers
+        that occur once.
     """
 
     stacked: dict[str, dict[str, jax.Array]]
@@ -31,48 +31,55 @@ class OptState(NamedTuple):
 
 @dataclass(frozen=True)
 class StateLeaf:
-    """A leaf of the state as optax made it.
+    """A leaf of the state that optax made.
 
     Attributes:
-      path: in that state. `before` is the part in front of the name of the layer, and `inside` the part behind it.
+      path: its path in that state.
       aval: its shape and dtype.
-      layer: the layer it is about, or None.
-      stack, name: where it is stored: `stacked[stack][name]`, or `rest[name]` without a stack.
-      like: the path of the param of its layer that it is about, in the natural tree; None where it is about none or more.
+      layer: the layer that it is about, or None.
+      stack, name: it is stored as `stacked[stack][name]`, or as `rest[name]` if `stack` is None.
+      before, inside: the parts of `path` before and after the name of the layer.
+      like: if it is about exactly one param of its layer, the path of that param in the natural tree.
     """
 
-    path: Path
+    path: KeyPath
     aval: jax.ShapeDtypeStruct
     layer: int | None = None
     stack: str | None = None
     name: str = ""
-    before: Path = ()
-    inside: Path = ()
+    before: KeyPath = ()
+    inside: KeyPath = ()
     like: str | None = None
 
     @property
     def home(self) -> Home | None:
+        """(stack, layer), or None if it is in no stack."""
         return (self.stack, self.layer) if self.stack is not None and self.layer is not None else None
 
 
-def place_state(state: Tree, tree: NaturalTree, homes_by_use: Sequence[Home | None] | None = None) -> list[StateLeaf]:
-    """Says of every leaf of a state where it is stored.
+def place_state(state: Avals, tree: NaturalTree, homes_by_use: Sequence[Home | None] | None = None) -> list[StateLeaf]:
+    """Decides for every leaf of a state where it is stored.
 
-    A leaf is about a layer if its path has the name of the layer followed by the path of a param in it, or by the begin of
-    one, or by more. Without a name, if only that layer's update uses it. Of one layer, the n-th leaf of one path in it,
-    shape and dtype lies in the n-th stack of that kind: so layers that a `multi_transform` gives to different optimizers
-    share stacks, instead of having one per label.
+    A leaf is about a layer if its path has the name of the layer, followed by the path of a param of the layer, by the
+    beginning of such a path, or by such a path and more. A leaf whose path names no layer is about a layer if only the
+    update of that layer uses it.
+
+    Within a layer, leaves of one path, shape and dtype are numbered, and the n-th leaf goes into the n-th array of that
+    kind. So layers that a `multi_transform` gives to different optimizers share arrays, instead of having one per label.
 
     Args:
-      state: as `optimizer.init` gives, of shapes.
-      homes_by_use: per leaf, the home that the trace of an update found for it.
+      state: the shapes of what `optimizer.init` returns.
+      homes_by_use: for each leaf, the home that the trace of an update found for it.
+
+    Returns:
+      One entry per leaf, in the order of the leaves.
     """
     stack_of = {layer: stack.name for stack in tree.layout.stacks.values() for layer in stack.places}
     inside_of = {
         name: [path for path, _ in jax.tree_util.tree_flatten_with_path(layer)[0]]
         for name, layer in tree.shapes.items()
     }
-    used: Counter[Any] = Counter()
+    used: Counter[Hashable] = Counter()
     found: list[StateLeaf] = []
     for number, (path, aval) in enumerate(jax.tree_util.tree_flatten_with_path(state)[0]):
         aval = abstract(aval)
@@ -93,7 +100,8 @@ def place_state(state: Tree, tree: NaturalTree, homes_by_use: Sequence[Home | No
     return found
 
 
-def _names_layer(entry: Any, rest: Path, inside_of: Mapping[str, list[Path]]) -> bool:
+def _names_layer(entry: object, rest: KeyPath, inside_of: Mapping[str, list[KeyPath]]) -> bool:
+    """Whether the entry of a path is the name of a layer, and the rest of the path fits a param of that layer."""
     name = getattr(entry, "key", None)
     if not isinstance(name, str) or name not in inside_of:
         return False
@@ -101,7 +109,7 @@ def _names_layer(entry: Any, rest: Path, inside_of: Mapping[str, list[Path]]) ->
 
 
 def unnamed(leaves: Sequence[StateLeaf]) -> bool:
-    """Whether there are arrays that no path assigns to a layer."""
+    """Whether the state has arrays of more than one element that are about no layer."""
     return any(leaf.layer is None and leaf.aval.size > 1 for leaf in leaves)
 
 
@@ -109,16 +117,17 @@ class StatePlan:
     """Translates between the state that optax makes and the one that is stored.
 
     Attributes:
-      leaves: what is known of each leaf, in the order of the state that optax makes.
+      structure: the structure of the state that optax makes.
+      leaves: what is known about each of its leaves, in order.
     """
 
-    def __init__(self, tree: NaturalTree, structure: Any, leaves: Sequence[StateLeaf]):
+    def __init__(self, tree: NaturalTree, structure: Structure, leaves: Sequence[StateLeaf]):
         self.tree, self.structure, self.leaves = tree, structure, list(leaves)
 
     def natural(self, state: OptState) -> Tree:
-        """The state as optax would hold it."""
+        """The state in the structure and the shapes in which optax would hold it for the natural tree."""
 
-        def one(leaf: StateLeaf) -> Any:
+        def one(leaf: StateLeaf) -> jax.Array:
             if leaf.home is None:
                 return state.rest[leaf.name]
             stack, layer = leaf.home
@@ -127,14 +136,23 @@ class StatePlan:
         return jax.tree.unflatten(self.structure, map(one, self.leaves))
 
     def stored(self, stacked: Mapping[tuple[str, str], Any], rest: Mapping[str, Any]) -> OptState:
-        """The state from its arrays, by (stack, name) and by name."""
+        """Makes a stored state of its parts, which are arrays or shardings.
+
+        Args:
+          stacked: by (stack, name).
+          rest: by name.
+        """
         groups: dict[str, dict[str, Any]] = {name: {} for name in self.tree.layout.stacks}
         for (stack, name), array in stacked.items():
             groups[stack][name] = array
         return OptState(groups, dict(rest))
 
     def shardings(self, mesh: Mesh) -> OptState:
-        """Stacks over the ranks; what has the shape of the param it is about, as that; the rest on all devices."""
+        """The sharding of each array of a stored state.
+
+        Stacks are sharded over the ranks. A leaf that has the shape of the param that it is about is sharded like that
+        param. Everything else lies on all devices.
+        """
         params = self.tree.shardings(mesh)
         shapes = self.tree.cells(self.tree.layout.shapes())
         stacked, rest = {}, {}

@@ -1,4 +1,4 @@
-"""`Pipeline.optimizer`: a gradient transformation over params trees."""
+"""`Pipeline.optimizer`: a gradient transformation over the params trees of a pipeline."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -12,45 +12,58 @@ from jaxpipe.model.layout import Layout
 from jaxpipe.optimizer.arguments import checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
-from jaxpipe.types import Tree
+from jaxpipe.types import Params, Structure, Tree
 
 
 class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
     """A `GradientTransformation` over the params tree of a pipeline; `init` and `update` work inside and outside of `jit`.
 
-    `params` may hold several such trees, as `optax.LookaheadParams(fast, slow)` does, and so may the further arguments of
-    `update` (`grad=`, say). Further arguments that are functions of the params (`value_fn=`) are refused.
+    `init` takes a params tree, or a tree that holds several, as `optax.LookaheadParams(fast, slow)` does. `update` takes
+    gradients and params of the same structure and shapes, and further arguments such as `value=` or `grad=`, which may be
+    params trees too. Further arguments that are functions of the params (`value_fn=`) are refused.
+
+    Attributes:
+      natural_state: translates a state to the structure and the shapes in which optax would hold it, one entry per layer.
     """
 
-    natural_state: Callable[[OptState], Tree]  # the state as optax would hold it
+    natural_state: Callable[[OptState], Tree]
 
     @classmethod
     def of(cls, tx: Any, layout: Callable[[], Layout], mesh: Mesh) -> Self:
-        """`tx` over the params of `layout`, which is asked for when `init` or `update` is first called."""
-        made: dict[Any, Layerwise] = {}
+        """Makes one of an optax transformation.
+
+        Args:
+          tx: what the user passed; anything but a gradient transformation is refused.
+          layout: returns the layout of the params. It is called when `init` or `update` is called for the first time.
+          mesh: where the params lie.
+
+        Raises:
+          ConfigError: `tx` is no gradient transformation.
+        """
+        made: dict[Structure, Layerwise] = {}
         optimizer = checked(tx)
 
-        def layerwise(params: Tree, extra: dict[str, Any]) -> Layerwise:
+        def layerwise(params: Params, extra: dict[str, Tree]) -> Layerwise:
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
-            # What `init` was given decides, and `update` is given the same.
+            # One per structure of the params that `init` was given; `update` is given the same structure.
             like = jax.tree.structure(shapes)
             if like not in made:
                 with explaining():
                     made[like] = Layerwise(optimizer, layout(), mesh, shapes, extra)
             return made[like]
 
-        def default_extra() -> dict[str, Any]:
+        def default_extra() -> dict[str, Tree]:
             return {"value": jax.ShapeDtypeStruct((), jax.numpy.float32), "grad": layout().shapes()}
 
-        def init(params: Tree) -> OptState:
+        def init(params: Params) -> OptState:
             on = layerwise(params, default_extra())
             return jax.jit(on.init, out_shardings=on.shardings())(params)
 
         @jax.jit
-        def run(grads: Tree, state: OptState, params: Tree, extra: dict[str, Any]) -> tuple[Tree, OptState]:
+        def run(grads: Params, state: OptState, params: Params, extra: dict[str, Tree]) -> tuple[Params, OptState]:
             return layerwise(grads if params is None else params, extra).update(grads, state, params, **extra)
 
-        def update(updates: Tree, state: Any, params: Tree = None, **extra: Any) -> tuple[Tree, Any]:
+        def update(updates: Params, state: Any, params: Params = None, **extra: Any) -> tuple[Params, Any]:
             for name, value in extra.items():
                 if callable(value):
                     raise ConfigError(

@@ -1,4 +1,4 @@
-"""What makes rows of ops a schedule. Every check raises `ScheduleError` and says how to repair the table."""
+"""Checks that rows of ops are a schedule. Every check raises `ScheduleError`, and says how to repair the table."""
 
 from collections.abc import Iterable, Mapping
 
@@ -7,11 +7,15 @@ from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.clock import earliest_starts
 from jaxpipe.schedules.op import Op, Rows, needs
 
-MOST = 1_000_000  # no machine holds a table with more stages, or with more micro-batches
+MOST = 1_000_000  # stages, or micro-batches; no machine holds a larger table
 
 
 def check_positive(**counts: object) -> tuple[int, ...]:
-    """`check_positive(num_stages=4)`: every count must be an integer of at least 1, and comes back as an int."""
+    """Returns counts as ints, as in `check_positive(num_stages=4)`.
+
+    Raises:
+      ScheduleError: a count is no integer of at least 1, or larger than `MOST`.
+    """
     found: list[int] = []
     for name, value in counts.items():
         number = as_count(value)
@@ -24,7 +28,11 @@ def check_positive(**counts: object) -> tuple[int, ...]:
 
 
 def check_rows(rows: Rows, placement: tuple[int, ...]) -> None:
-    """Raise unless `rows` is a complete table that runs to its end. Cheap tests first, the deadlock test last."""
+    """Checks that `rows` is a complete table that runs to its end. The cheap checks come first, the deadlock check last.
+
+    Raises:
+      ScheduleError: an op is missing, occurs twice or is on the wrong rank, or the ranks would wait for each other.
+    """
     _check_placement(rows, placement)
     cells = _check_cells(rows, placement)
     _check_complete(cells, len(placement))
@@ -32,7 +40,7 @@ def check_rows(rows: Rows, placement: tuple[int, ...]) -> None:
 
 
 def split_pairs(ops: Iterable[Op]) -> frozenset[tuple[int, int]]:
-    """The (stage, micro_batch) pairs whose backward is split in I and W."""
+    """The (stage, micro_batch) pairs whose backward is split into I and W."""
     return frozenset((op.stage, op.micro_batch) for op in ops if op.kind == "I")
 
 
@@ -57,7 +65,7 @@ def _check_placement(rows: Rows, placement: tuple[int, ...]) -> None:
 
 
 def _check_cells(rows: Rows, placement: tuple[int, ...]) -> dict[Op, tuple[int, int]]:
-    """Where each op is, as (row, column); raises on a cell that is no op, on the wrong rank, or there twice."""
+    """The (row, column) of each op; raises if a cell is no op, is on the wrong rank, or occurs twice."""
     cells: dict[Op, tuple[int, int]] = {}
     for rank, row in enumerate(rows):
         for column, op in enumerate(row):

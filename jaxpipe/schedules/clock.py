@@ -1,4 +1,4 @@
-"""Earliest start times of rows of ops: the one event loop under the deadlock check, the ticks and the simulator."""
+"""The earliest start times of rows of ops. The deadlock check, the ticks and the simulator all use this event loop."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -18,17 +18,24 @@ def earliest_starts(
 ) -> dict[Op, Cost]:
     """When each op can start at the earliest if every rank works through its row in order.
 
-    An op starts when its rank is free and each `source` it needs ended at least `delay(source, op)` ago. Idle cells
-    are ignored: idleness is a result here, not an input. Ops that can never start are absent from the answer, which
-    is how a deadlock shows.
+    An op starts when its rank is free and each `source` that it needs ended at least `delay(source, op)` ago. Idle cells
+    are ignored, because idle time is a result here and not an input.
+
+    Args:
+      needs: the ops that have to end before an op.
+      duration: how long an op takes, in any unit.
+      delay: how long a value takes from one op to another, in the same unit.
+
+    Returns:
+      The start of each op, in the same unit. Ops that can never start, because of a deadlock, are missing.
     """
     queues = [[op for op in row if op is not None] for row in rows]
     done = [0] * len(queues)
     free: list[Cost] = [0] * len(queues)
     starts: dict[Op, Cost] = {}
     ends: dict[Op, Cost] = {}
-    # Each rank runs as far as it can before the next rank gets its turn. The order of turns cannot change a time,
-    # because a start depends on ends only; it is a fixed point, not a simulation step.
+    # Each rank runs as far as it can before the next rank is looked at. The order of the ranks cannot change a time,
+    # because a start depends on ends only.
     progress = True
     while progress:
         progress = False

@@ -1,7 +1,7 @@
 """Pictures of a timeline: text for the terminal, SVG and PNG, and a trace for chrome://tracing or ui.perfetto.dev."""
 
 # pyright: reportUnknownMemberType=false
-# matplotlib's annotations leave **kwargs open, so nearly every method of it counts as partially unknown.
+# The annotations of matplotlib leave **kwargs open, so nearly all of its methods count as partially unknown.
 
 import json
 import math
@@ -20,20 +20,25 @@ from jaxpipe.schedules.table import Schedule
 _NAMES: Mapping[str, str] = MappingProxyType(
     {"F": "forward", "B": "backward", "I": "input gradient", "W": "weight gradient"}
 )
-# Blue against warm colours, and those three apart in lightness: told apart under every common colour blindness.
+# Blue against warm colours, which differ in lightness: people with any common colour blindness can tell them apart.
 _FILL: Mapping[str, str] = MappingProxyType({"F": "#8ecae6", "B": "#ffb703", "I": "#f4845f", "W": "#ffe8a3"})
 _FILLER: Mapping[str, str] = MappingProxyType({"F": " ", "B": "=", "I": "-", "W": "~"})
 _ANSI: Mapping[str, str] = MappingProxyType({"F": "44;97", "B": "43;30", "I": "41;97", "W": "42;30"})
 
-MOST_CHARACTERS = 1_000_000  # of a line of `render`, before it is broken into blocks
+MOST_CHARACTERS = 1_000_000  # in a line of `render`, before it is broken into blocks
 
 
 def draw(schedule_or_timeline: Schedule | Timeline, path: str | os.PathLike[str], *, name: str = "") -> None:
-    """Write who computes what when to `path`; its suffix, .svg, .png or .json, is the format.
+    """Draws which rank computes which op when, and writes the picture to a file.
 
-    A `Schedule` is timed with `simulate`'s default costs first. `name` begins the title. .json is the Chrome trace
-    format, one time unit being one millisecond. .svg and .png need matplotlib, the `plot` extra. Raises `ScheduleError`
-    for another suffix, a path that cannot be written, or if matplotlib is missing.
+    Args:
+      schedule_or_timeline: a `Schedule` is simulated with the default costs first.
+      path: its suffix is the format. .svg and .png need matplotlib, the `plot` extra. .json is the Chrome trace format, in
+        which one unit of time becomes one millisecond.
+      name: the beginning of the title.
+
+    Raises:
+      ScheduleError: the suffix is another one, the file cannot be written, or matplotlib is missing.
     """
     writers: dict[str, Callable[[Timeline, Path, str], None]] = {".svg": _figure, ".png": _figure, ".json": _trace}
     if not isinstance(schedule_or_timeline, (Schedule, Timeline)):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -46,7 +51,7 @@ def draw(schedule_or_timeline: Schedule | Timeline, path: str | os.PathLike[str]
         writers[path.suffix](timeline, path, name)
     except OSError as error:
         raise ScheduleError(f"cannot write {str(path)!r}: {error.strerror or error}.") from error
-    except ValueError as error:  # of matplotlib: more pixels than it can draw, a zero byte in the path
+    except ValueError as error:  # from matplotlib: more pixels than it can draw, or a zero byte in the path
         if isinstance(error, ScheduleError):
             raise
         raise ScheduleError(f"cannot write {str(path)!r}: {error} Write a .json trace instead.") from error
@@ -64,10 +69,13 @@ def _title(timeline: Timeline, name: str) -> str:
 
 
 def render(timeline: Timeline, *, name: str = "", width: int = 120, color: bool = False) -> str:
-    """The timeline as text, one line per rank and time to the right, in blocks of at most `width` characters.
+    """Draws a timeline as text, with one line per rank and time to the right, in blocks of at most `width` characters.
 
-    An op begins with its label and is filled up to its end, a backward with `=`, I with `-`, W with `~`; idle time is
-    dots.
+    An op begins with its label and is filled up to its end: B with `=`, I with `-`, and W with `~`. Idle time is dots.
+
+    Args:
+      name: the beginning of the title.
+      color: whether to color the ops with the escape sequences of terminals.
     """
     table = timeline.schedule
     names = [f"rank {rank}" for rank in range(table.num_ranks)]
@@ -80,7 +88,9 @@ def render(timeline: Timeline, *, name: str = "", width: int = 120, color: bool 
         box = _label(op, table).ljust(last - first - 1, _FILLER[op.kind]) + " "
         canvas[table.placement[op.stage]][first:last] = [(op.kind, character) for character in box[: last - first]]
     num_blocks = max(1, math.ceil(total / max(1, width - margin)))
-    per_block = max(1, math.ceil(total / num_blocks))  # equal blocks: a full one and a scrap below it read badly
+    per_block = max(
+        1, math.ceil(total / num_blocks)
+    )  # equal blocks, because a short rest below a full block reads badly
     blocks = [
         "\n".join(
             f"{rank_name:<{margin - 3}} | {_paint(row[first : first + per_block], color)}"
@@ -94,7 +104,7 @@ def render(timeline: Timeline, *, name: str = "", width: int = 120, color: bool 
 def _characters_per_unit(timeline: Timeline) -> float:
     """The smallest scale at which every op has room for its label and a space.
 
-    Unless ops differ so much in length that the long ones would fill the screen; then the short ones are cut.
+    If the lengths of ops differ so much that the long ones would fill the screen, the labels of the short ones are cut.
     """
     wanted = [
         (len(_label(op, timeline.schedule)) + 1) / float(timeline.ends[op] - start)
@@ -103,7 +113,7 @@ def _characters_per_unit(timeline: Timeline) -> float:
     ]
     if not wanted:
         return 1.0
-    # The last: waiting may be longer than all ops together, by any factor.
+    # The last limit is for tables in which waiting is longer than all ops together, by any factor.
     return min(max(wanted), 8 * min(wanted), MOST_CHARACTERS / float(timeline.makespan))
 
 
@@ -146,7 +156,7 @@ def _trace(timeline: Timeline, path: Path, name: str) -> None:
 
 def _figure(timeline: Timeline, path: Path, name: str) -> None:
     try:
-        # No pyplot: it would pick a window system and keep the figure alive.
+        # Not pyplot, which would choose a window system and keep the figure alive.
         import matplotlib
         from matplotlib.colors import to_rgb
         from matplotlib.figure import Figure
@@ -228,5 +238,5 @@ def _figure(timeline: Timeline, path: Path, name: str) -> None:
         ]
         handles.append(Patch(facecolor="#f4f4f4", edgecolor="#bbbbbb", linewidth=0.5, label="idle"))
         figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), frameon=False, fontsize=8)
-        # The date would make every file differ from the one before.
+        # Without a date, because it would make every file different from the one before.
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,4 +1,4 @@
-"""Forward only: the schedule of an evaluation. Nothing is kept for a backward, so nothing grows with the micro-batches.
+"""Forward only: the schedule of an evaluation. Nothing is kept for a backward, so memory does not grow with m.
 
     rank 0 | F0 F1 F2 F3 F4 F5 .. .. ..
     rank 1 | .. F0 F1 F2 F3 F4 F5 .. ..
@@ -12,11 +12,11 @@ With v chunks per rank, stage s on rank s mod p (two ranks, two chunks):
     rank 0 | 0F0 0F1 2F0 2F1 0F2 0F3 2F2 2F3 ..
     rank 1 | ..  1F0 1F1 3F0 3F1 1F2 1F3 3F2 3F3
 
-Micro-batches go round in groups; a group passes chunk 0, then chunk 1, and so on. A group of at least p micro-batches
-returns to rank 0 just when rank 0 has finished the chunk before, so nobody waits: m*v + p - 1 ticks of F/v each and a
-bubble of (p-1)F/v. If p does not divide m, the rest is spread over the groups instead of forming a short group at the
-end, which would wait p - rest ticks per chunk. With m < p there is a single short group: p*v + m - 1 ticks, the least
-possible, since that is how long the last micro-batch takes.
+Micro-batches go round in groups: a group passes chunk 0, then chunk 1, and so on. A group of at least p micro-batches
+returns to rank 0 just when rank 0 has finished the previous chunk, so no rank waits: there are m*v + p - 1 ticks of F/v
+each, and a bubble of (p-1)F/v. If p does not divide m, the rest is spread over the groups. A short group at the end would
+wait p - rest ticks per chunk. With m < p there is a single short group, which takes p*v + m - 1 ticks. That is the least
+possible, because the last micro-batch takes that long.
 
 References: the placement is that of https://arxiv.org/abs/2104.04473 (interleaved) and https://arxiv.org/abs/2211.05953
 (looped); the two-buffer evaluation order for v = 1 is that of DeepSpeed, https://github.com/deepspeedai/DeepSpeed.
@@ -29,7 +29,11 @@ from jaxpipe.schedules.table import Schedule
 
 
 def forward_only(num_stages: int, num_micro_batches: int, num_chunks: int = 1) -> Schedule:
-    """Forwards of `num_stages` stages on `num_stages / num_chunks` ranks, stage s on rank s mod ranks."""
+    """Makes the forwards of `num_stages` stages on `num_stages / num_chunks` ranks, with stage s on rank s mod ranks.
+
+    Raises:
+      ScheduleError: a count is no integer of at least 1, or `num_chunks` does not divide `num_stages`.
+    """
     num_stages, num_micro_batches, num_chunks = check_positive(
         num_stages=num_stages, num_micro_batches=num_micro_batches, num_chunks=num_chunks
     )
@@ -43,10 +47,10 @@ def forward_only(num_stages: int, num_micro_batches: int, num_chunks: int = 1) -
     num_groups = max(1, num_micro_batches // num_ranks)
     base, extra = divmod(num_micro_batches, num_groups)
     tick_of: dict[Op, int] = {}
-    start = first = 0  # of the group: the tick at which rank 0 begins it, its first micro-batch
+    start = first = 0  # the tick at which rank 0 begins the group, and the first micro-batch of the group
     for group in range(num_groups):
         size = base + (group < extra)
-        stride = max(size, num_ranks)  # ticks between two chunks of one micro-batch: once round the ranks at least
+        stride = max(size, num_ranks)  # ticks between two chunks of one micro-batch, at least once round the ranks
         for stage in range(num_stages):
             chunk, rank = divmod(stage, num_ranks)
             for index in range(size):

@@ -1,4 +1,4 @@
-"""GPipe: all forwards, then all backwards. The simplest table, and the one that keeps every micro-batch.
+"""GPipe: all forwards, then all backwards. It is the simplest table, and keeps every micro-batch.
 
     rank 0 | F0 F1 F2 F3 F4 F5 .. .. .. .. .. .. B0 B1 B2 B3 B4 B5
     rank 1 | .. F0 F1 F2 F3 F4 F5 .. .. .. .. B0 B1 B2 B3 B4 B5 ..
@@ -18,12 +18,12 @@ from jaxpipe.schedules.table import Schedule
 
 
 def gpipe(num_stages: int, num_micro_batches: int) -> Schedule:
-    """GPipe on one stage per rank."""
+    """Makes GPipe with one stage per rank."""
     num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)
-    turn = num_micro_batches + num_stages - 1
+    num_forward_ticks = num_micro_batches + num_stages - 1
     tick_of: dict[Op, int] = {}
     for stage in range(num_stages):
         for micro_batch in range(num_micro_batches):
             tick_of[Op("F", stage, micro_batch)] = micro_batch + stage
-            tick_of[Op("B", stage, micro_batch)] = turn + micro_batch + num_stages - 1 - stage
+            tick_of[Op("B", stage, micro_batch)] = num_forward_ticks + micro_batch + num_stages - 1 - stage
     return Schedule.from_ticks(tick_of, placement=tuple(range(num_stages)))

@@ -1,11 +1,11 @@
-"""The instruction view: 1F1B and evaluation as the per-stage command lists of DeepSpeed's pipeline engine.
+"""1F1B and evaluation as lists of commands for each stage, in the form of DeepSpeed's pipeline engine.
 
-For code written against `deepspeed.runtime.pipe.schedule`, and for reading off who sends what when: the class names,
-the order inside a step, the buffer ids and the number of steps are those of the original. What differs: arguments are
-checked, instructions compare by value, and a buffer instruction also knows its micro-batch.
+They are for code that was written for `deepspeed.runtime.pipe.schedule`, and show which stage sends what when. The class
+names, the order inside a step, the buffer ids and the number of steps are those of the original. There are three
+differences: arguments are checked, instructions compare by value, and a buffer instruction also has its micro-batch.
 
 Each step is atomic: with a barrier after every step nothing deadlocks, because a send and its receive are in the same
-step of the two stages. A stage therefore sends a result one step after it has computed it.
+step of the two stages. So a stage sends a result one step after it has computed it.
 
 Source: https://github.com/deepspeedai/DeepSpeed, deepspeed/runtime/pipe/schedule.py.
 """
@@ -26,16 +26,23 @@ class PipeInstruction:
 
     @property
     def name(self) -> str:
+        """The name of the class."""
         return type(self).__name__
 
     @property
     def kwargs(self) -> dict[str, int]:
+        """The arguments by name, without `micro_batch`, which the original does not have."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.compare}
 
 
 @dataclass(frozen=True)
 class BufferOpInstruction(PipeInstruction):
-    """A command on buffer `buffer_id`. `micro_batch` says whose data that is; it is not part of the value."""
+    """A command on one buffer.
+
+    Attributes:
+      buffer_id: the number of the buffer.
+      micro_batch: the micro-batch whose data the buffer holds. It plays no part when two commands are compared.
+    """
 
     buffer_id: int
     micro_batch: int | None = field(default=None, repr=False, compare=False)
@@ -85,10 +92,17 @@ Step: TypeAlias = list[PipeInstruction]
 
 
 class PipeSchedule(ABC):
-    """The commands of stage `stage_id` out of `stages`, for `micro_batches` micro-batches.
+    """The commands of one stage.
 
-    Iterating yields the steps, as `steps()` does; any number of times. Raises `ScheduleError` if a count is not
-    positive or the stage does not exist.
+    Iterating yields the steps, as `steps()` does, any number of times.
+
+    Args:
+      micro_batches: M.
+      stages: S.
+      stage_id: the number of the stage, from 0.
+
+    Raises:
+      ScheduleError: a count is not positive, or the stage does not exist.
     """
 
     def __init__(self, micro_batches: int, stages: int, stage_id: int):
@@ -102,33 +116,38 @@ class PipeSchedule(ABC):
 
     @abstractmethod
     def steps(self) -> Iterator[Step]:
-        """The steps in order, each a list of instructions; an empty list is an idle step."""
+        """Yields the steps in order. Each is a list of instructions, which is empty for an idle step."""
 
     @abstractmethod
     def num_pipe_buffers(self) -> int:
-        """How many buffers the buffer ids of this stage index."""
+        """The number of buffers that the buffer ids of this stage refer to."""
 
     def __iter__(self) -> Iterator[Step]:
         return self.steps()
 
     @property
     def stage(self) -> int:
+        """The number of the stage, from 0."""
         return self.stage_id
 
     @property
     def num_stages(self) -> int:
+        """S."""
         return self.stages
 
     @property
     def num_micro_batches(self) -> int:
+        """M."""
         return self.micro_batches
 
     @property
     def is_first_stage(self) -> bool:
+        """Whether this stage takes the inputs of the model."""
         return self.stage_id == 0
 
     @property
     def is_last_stage(self) -> bool:
+        """Whether this stage computes the loss."""
         return self.stage_id == self.stages - 1
 
     @property
@@ -146,20 +165,20 @@ class PipeSchedule(ABC):
 
 
 class TrainSchedule(PipeSchedule):
-    """1F1B with a common clock: 2(M + S - 1) steps, of which a stage computes in 2M."""
+    """1F1B with a common clock. It has 2(M + S - 1) steps, and a stage computes in 2M of them."""
 
     def num_pipe_buffers(self) -> int:
-        """As many as there are micro-batches in flight, S - stage or M, but at least two.
+        """The number of micro-batches in flight, which is the smaller one of S - stage and M, but at least two.
 
-        With one buffer a stage would receive into the buffer it is sending from.
+        With one buffer a stage would receive into the buffer that it is sending from.
         """
         return max(2, min(self.stages - self.stage_id, self.micro_batches))
 
     def steps(self) -> Iterator[Step]:
         num_steps = 2 * (self.micro_batches + self.stages - 1)
         for step in range(num_steps):
-            # Forwards of this stage fall on steps of its own parity (`one_f_one_b.py` has the formulas), so the step
-            # before this one was of the other kind: what it computed is sent now, whatever is computed now.
+            # The forwards of this stage are in steps of its own parity (`one_f_one_b.py` has the formulas), so the previous
+            # step was of the other kind. What that step computed is sent now, whatever is computed now.
             if self._is_forward(step):
                 commands = self._forward_step(self._micro_batch(step), self._micro_batch(step - 1))
             else:
@@ -172,7 +191,7 @@ class TrainSchedule(PipeSchedule):
         return (step - self.stage_id) % 2 == 0
 
     def _micro_batch(self, step: int) -> int:
-        """What the stage computes in `step`; outside 0..M-1 it is idle."""
+        """The micro-batch that the stage computes in `step`; the stage is idle if that is outside of 0..M-1."""
         if self._is_forward(step):
             return (step - self.stage_id) // 2
         return (step - 2 * self.stages + 1 + self.stage_id) // 2
@@ -206,7 +225,7 @@ class TrainSchedule(PipeSchedule):
 
 
 class InferenceSchedule(PipeSchedule):
-    """Forward only: M + S - 1 steps and two buffers, one being computed from while the other is sent and refilled."""
+    """Forward only. It has M + S - 1 steps and two buffers: one is computed from while the other is sent and refilled."""
 
     def num_pipe_buffers(self) -> int:
         return 2
@@ -214,8 +233,8 @@ class InferenceSchedule(PipeSchedule):
     def steps(self) -> Iterator[Step]:
         for step in range(self.micro_batches + self.stages - 1):
             current, previous = step - self.stage_id, step - self.stage_id - 1
-            # The two buffers swap roles every step. Counting from the stage's own start makes that the parity of the
-            # micro-batch, on every stage alike: it arrives, is computed and leaves in buffer `micro_batch % 2`.
+            # The two buffers swap roles in every step. Counted from the start of the stage, that is the parity of the
+            # micro-batch on every stage: a micro-batch arrives, is computed and leaves in buffer `micro_batch % 2`.
             yield self._step(current, previous)
 
     def _step(self, current: int, previous: int) -> Step:

@@ -1,4 +1,4 @@
-"""One cell of a schedule, and the law that says which cells it has to wait for."""
+"""One cell of a schedule, and the rule that says for which cells it has to wait."""
 
 import re
 from collections.abc import Container
@@ -17,8 +17,15 @@ _CELL = re.compile(r"(\d{1,9})([FBIW])(\d{1,9})", re.ASCII)
 class Op:
     """What a rank does in one tick: one kind of work, of one stage, for one micro-batch.
 
-    `kind` is `F` forward, `B` full backward, `I` input gradient or `W` weight gradient; `B` is `I` and `W` in one go.
-    `str(op)` is the cell grammar of the CSV files, stage first: `2B5` is the backward of stage 2 for micro-batch 5.
+    `str(op)` is a cell of the CSV files, with the stage first: `2B5` is the backward of stage 2 for micro-batch 5.
+
+    Attributes:
+      kind: `F` forward, `B` full backward, `I` input gradient or `W` weight gradient. `B` does the work of `I` and `W`.
+      stage: from 0.
+      micro_batch: from 0.
+
+    Raises:
+      ScheduleError: the kind is unknown, or a number is no integer of at least 0.
     """
 
     kind: Kind
@@ -47,7 +54,11 @@ class Op:
 
     @classmethod
     def parse(cls, text: str) -> "Op":
-        """`Op.parse("2B5")` is `Op("B", 2, 5)`. Raises `ScheduleError` on any other grammar."""
+        """Reads a cell: `Op.parse("2B5")` is `Op("B", 2, 5)`.
+
+        Raises:
+          ScheduleError: the text is something else.
+        """
         match = _CELL.fullmatch(text) if isinstance(text, str) else None  # pyright: ignore[reportUnnecessaryIsInstance]
         if match is None:
             raise ScheduleError(
@@ -62,14 +73,16 @@ Rows: TypeAlias = tuple[Row, ...]
 
 
 def needs(op: Op, num_stages: int, split: Container[tuple[int, int]]) -> tuple[Op, ...]:
-    """The ops that have to be finished before `op` may start: the whole dependency law of a pipeline.
+    """The ops that have to be finished before `op` may start. A pipeline has only these dependencies:
 
         F(s, m)          after F(s-1, m)
         B(s, m), I(s, m) after F(s, m), and after B(s+1, m) or I(s+1, m), whichever that stage has
         W(s, m)          after I(s, m)
 
-    `split` holds the (stage, micro_batch) pairs whose backward comes as I and W. It is per pair, not per table: tables
-    that use B where nothing is gained by splitting are common (torch's lowering merges adjacent I and W into B).
+    Args:
+      num_stages: S.
+      split: the (stage, micro_batch) pairs whose backward comes as I and W. Some tables split the backward of some pairs
+        only, and use B where nothing is gained by splitting (torch's lowering merges adjacent I and W into B).
     """
     stage, micro_batch = op.stage, op.micro_batch
     if op.kind == "F":
@@ -78,6 +91,6 @@ def needs(op: Op, num_stages: int, split: Container[tuple[int, int]]) -> tuple[O
         return (Op("I", stage, micro_batch),)
     own_forward = Op("F", stage, micro_batch)
     if stage == num_stages - 1:
-        return (own_forward,)  # the loss sits on the last stage: its gradient comes from nowhere else
+        return (own_forward,)  # the last stage has the loss, so it needs no gradient from another stage
     downstream: Kind = "I" if (stage + 1, micro_batch) in split else "B"
     return (own_forward, Op(downstream, stage + 1, micro_batch))

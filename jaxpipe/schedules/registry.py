@@ -1,4 +1,4 @@
-"""From what a user writes after `schedule=` to a table: a name, a table, or the path of a CSV."""
+"""Makes a table of what a user passes as `schedule=`: a name, a table, or the path of a CSV file."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -23,10 +23,11 @@ ALL: Mapping[str, Callable[[int, int], Schedule]] = MappingProxyType({**TRAINING
 
 
 def get(schedule: ScheduleLike, num_stages: int, num_micro_batches: int) -> Schedule:
-    """The training schedule that `schedule` means: a name of `TRAINING`, a `Schedule`, or the path of a CSV.
+    """The training schedule that `schedule` means: a name in `TRAINING`, a `Schedule`, or the path of a CSV file.
 
-    Raises `ScheduleError` for an unknown name, an unreadable or wrong file, a table made for other counts, and a table
-    without backward ops.
+    Raises:
+      ScheduleError: the name is unknown, the file cannot be read or is wrong, the table is for other counts, or it has no
+        backward ops.
     """
     table = find(schedule, num_stages, num_micro_batches, known=TRAINING)
     if table.forward_only:
@@ -44,7 +45,11 @@ def find(
     *,
     known: Mapping[str, Callable[[int, int], Schedule]] = ALL,
 ) -> Schedule:
-    """As `get`, but a table without backward is welcome, and so are all names in `known`."""
+    """The same as `get`, except that all names in `known` and tables without backward ops are allowed.
+
+    Raises:
+      ScheduleError: the name is unknown, the file cannot be read or is wrong, or the table is for other counts.
+    """
     if not isinstance(schedule, (str, Schedule, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ScheduleError(f"schedule={show(schedule)} must be a name ({_names(known)}), a Schedule, or a path.")
     num_stages, num_micro_batches = check_positive(num_stages=num_stages, num_micro_batches=num_micro_batches)

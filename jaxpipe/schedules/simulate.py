@@ -1,4 +1,4 @@
-"""How long a schedule takes and what it keeps: every figure about a schedule is derived here, none is declared."""
+"""Computes how long a schedule takes and how much it keeps. Every figure about a schedule is derived, and none declared."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,17 @@ SYNCS: tuple[Sync, ...] = ("none", "neighbour", "global")
 
 @dataclass(frozen=True)
 class Timeline:
-    """A schedule with a start and an end for every op. Times are in the unit of the costs given to `simulate`.
+    """A schedule with a start and an end for every op. Times are in the unit of the costs that `simulate` was given.
 
-    - `makespan`: from 0 to the end of the last op.
-    - `bubble`: `makespan` minus the work of one rank, m(F+B), or m F if the table is forward-only.
-    - `peak_live`: per rank, the most micro-batches held at once, in micro-batches of a whole rank: a chunk counts 1/v.
-      F takes the place, B or W gives it back when it ends. A forward-only table keeps nothing after the op, so there
-      it is the 1/v that is being computed.
+    Attributes:
+      schedule: the table.
+      sync: what a rank waits for besides its inputs; see `simulate`.
+      starts, ends: the time at which each op starts and ends.
+      makespan: the time from 0 to the end of the last op.
+      bubble: `makespan` minus the work of one rank, which is m(F+B), or m F if the table is forward-only.
+      peak_live: for each rank, the largest number of micro-batches that it holds at once, in micro-batches of a whole rank:
+        with v chunks per rank, one chunk counts 1/v. F begins to hold one, and the end of B or W gives it back. A
+        forward-only table keeps nothing after the op, so there it is the 1/v that is being computed.
     """
 
     schedule: Schedule
@@ -48,20 +52,29 @@ def simulate(
     comm: Cost = 0,
     sync: Sync = "none",
 ) -> Timeline:
-    """Run the table on paper.
+    """Computes when each op of a table starts and ends.
 
-    Costs are those of one micro-batch on one whole rank: with v chunks per rank (the rank that has most) an op costs
-    1/v of it. B costs `backward_input + backward_weight`. `comm` is the time a value takes from one rank to another;
-    it passes beside the computation. Ints and Fractions are kept exact, floats stay floats.
+    The costs are those of one micro-batch on one whole rank, in any unit. With v chunks per rank (on the rank that has
+    most), an op costs 1/v of that. Ints and Fractions are kept exact, and floats stay floats.
 
-    `sync` says what else a rank waits for:
+    `sync` says what else a rank waits for. The last two values walk through `schedule.ticks`:
 
-    - `"none"`: nothing; an op starts when its rank is free and its inputs have arrived.
-    - `"neighbour"`: before each tick, for the previous tick of the ranks it exchanges values with (rank r +- 1, and the
-      wrap-around of a loop placement), idle ticks included. So wait the `ppermute`s of a compiled loop.
-    - `"global"`: before each tick, for the previous tick of all ranks: a tick lasts as long as its slowest op.
+    - `"none"`: nothing. An op starts when its rank is free and its inputs have arrived.
+    - `"neighbour"`: before each tick, it waits for the previous tick of the ranks that it exchanges values with (ranks
+      r - 1 and r + 1, and the wrap-around of a loop placement), also if that tick was idle. The `ppermute`s of a compiled
+      loop wait in this way.
+    - `"global"`: before each tick, it waits for the previous tick of all ranks, so a tick lasts as long as its slowest op.
 
-    The last two walk through `schedule.ticks`. Raises `ScheduleError` for a negative cost or an unknown `sync`.
+    Args:
+      schedule: the table.
+      forward: the cost of F.
+      backward_input: the cost of I. B costs `backward_input + backward_weight`.
+      backward_weight: the cost of W.
+      comm: the time that a value takes from one rank to another. It passes beside the computation.
+      sync: see above.
+
+    Raises:
+      ScheduleError: a cost is negative or out of range, or `sync` is unknown.
     """
     if not isinstance(schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ScheduleError(
@@ -104,9 +117,9 @@ def simulate(
 
 
 def _cost(name: str, value: object) -> Cost:
-    """A cost as an exact int or Fraction where it is one, else as a float."""
+    """A cost as an int or a Fraction if it is one, and otherwise as a float."""
     number = value if isinstance(value, Fraction) else as_number(value)
-    # The limits leave room for sums, and for what is computed with floats when the times are shown.
+    # The limits leave room for sums, and for the floats with which the times are shown.
     if number is None or number < 0 or (number and not 0.9e-100 < number < 1.1e100):
         raise ScheduleError(
             f"{name}={show(value)}: a cost must be a finite number of at least 0 "
@@ -122,7 +135,7 @@ def _share(cost: Cost, num_chunks: int) -> Cost:
 
 
 def _partners(schedule: Schedule) -> list[set[int]]:
-    """For each rank the ranks it exchanges values with in either direction, and itself."""
+    """For each rank, the ranks that it exchanges values with in either direction, and itself."""
     partners = [{rank} for rank in range(schedule.num_ranks)]
     for rank, following in zip(schedule.placement, schedule.placement[1:], strict=False):
         partners[rank].add(following)
@@ -137,7 +150,7 @@ def _tick_starts(
     delay: Callable[[Op, Op], Cost],
 ) -> dict[Op, Cost]:
     starts: dict[Op, Cost] = {}
-    previous: list[Cost] = [0] * schedule.num_ranks  # when each rank finished the tick before
+    previous: list[Cost] = [0] * schedule.num_ranks  # when each rank finished the previous tick
     for column in zip(*schedule.ticks, strict=True):
         finished: list[Cost] = []
         for rank, op in enumerate(column):

@@ -1,4 +1,4 @@
-"""The schedule table: frozen, checked when it is made, everything else about it derived."""
+"""The schedule table. It is frozen and checked when it is made; everything else about it is derived."""
 
 import os
 from collections.abc import Mapping
@@ -16,14 +16,18 @@ from jaxpipe.schedules.text import grid, placement_of, rows_from_csv, rows_to_cs
 
 @dataclass(frozen=True, repr=False)
 class Schedule:
-    """Who computes what, in which order.
+    """Says which rank computes which ops, in which order.
 
-    - `rows`: one row per rank, each a sequence of `Op`, or `None` for an idle cell. The order within a row is binding;
-      columns are a proposal for the common clock, see `ticks`.
-    - `placement`: the rank of each stage.
+    Making a table checks that every op occurs once and on its rank, and that the ranks cannot deadlock. A table without
+    any backward op is a forward-only table.
 
-    Making one proves that every op is there once and on its rank, and that the ranks cannot deadlock; a table that
-    fails raises `ScheduleError`. Without any backward op the table is a forward-only one.
+    Attributes:
+      rows: one row per rank, a sequence of `Op`, with `None` for an idle cell. The order within a row is binding. The
+        columns only propose a common clock; see `ticks`.
+      placement: the rank of each stage.
+
+    Raises:
+      ScheduleError: the table is wrong; the message says how to repair it.
     """
 
     rows: Rows
@@ -42,7 +46,11 @@ class Schedule:
 
     @classmethod
     def from_ticks(cls, tick_of: Mapping[Op, int], placement: tuple[int, ...]) -> "Schedule":
-        """The table in which each op sits at the given tick: how a schedule known as a formula is written down."""
+        """Makes a table of the tick of each op, which is how a schedule that is known as a formula is written down.
+
+        Raises:
+          ScheduleError: two ops of a rank have one tick, or the table is wrong.
+        """
         num_ticks = 1 + max(tick_of.values(), default=-1)
         rows: list[list[Op | None]] = [[None] * num_ticks for _ in range(1 + max(placement, default=-1))]
         for op, tick in tick_of.items():
@@ -57,10 +65,15 @@ class Schedule:
 
     @classmethod
     def from_csv(cls, text_or_path: str | os.PathLike[str]) -> "Schedule":
-        """Read a table: one line per rank, cells such as `0F3`, an empty cell is idle.
+        """Reads a table with one line per rank and cells such as `0F3`; an empty cell is idle.
 
-        A `str` that is one line ending in `.csv`, or any `os.PathLike`, is a path; another `str` is the text itself.
-        The placement is read from the rows. Raises `ScheduleError` naming the row and column (both from 0).
+        The placement follows from the rows.
+
+        Args:
+          text_or_path: a `str` of one line that ends in `.csv`, or an `os.PathLike`, is a path. Another `str` is the text.
+
+        Raises:
+          ScheduleError: the file cannot be read, or the table is wrong; rows and columns in the message count from 0.
         """
         if not isinstance(text_or_path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ScheduleError(
@@ -83,33 +96,37 @@ class Schedule:
             raise ScheduleError(f"{os.fspath(text_or_path)}: {error}") from None
 
     def to_csv(self) -> str:
-        """The table as text that `from_csv` reads back as an equal schedule."""
+        """The table as text, which `from_csv` reads back as an equal schedule."""
         return rows_to_csv(self.rows)
 
     @property
     def num_ranks(self) -> int:
+        """The number of rows."""
         return len(self.rows)
 
     @property
     def num_stages(self) -> int:
+        """S, over all ranks."""
         return len(self.placement)
 
     @cached_property
     def num_micro_batches(self) -> int:
+        """M."""
         return 1 + max(op.micro_batch for row in self.rows for op in row if op is not None)
 
     @cached_property
     def num_chunks(self) -> int:
-        """Stages per rank, of the rank that has most."""
+        """The number of stages of a rank, for the rank that has most."""
         return max(self.placement.count(rank) for rank in range(self.num_ranks))
 
     @cached_property
     def forward_only(self) -> bool:
+        """Whether the table has no backward op."""
         return all(op is None or op.kind == "F" for row in self.rows for op in row)
 
     @property
     def split_backward(self) -> bool:
-        """Whether some backward comes as I and W."""
+        """Whether the backward of any stage and micro-batch comes as I and W."""
         return bool(self._split)
 
     @cached_property
@@ -122,11 +139,11 @@ class Schedule:
 
     @cached_property
     def ticks(self) -> Rows:
-        """The rows on a common clock: equally long, each op in a column after the columns of all ops it needs.
+        """The rows on a common clock: all have one length, and each op is in a column after those of all ops it needs.
 
-        Rows whose columns are such a clock already come back as they are, padded with idle cells: the author of an
-        aligned table chose its idle cells (1F1B leaves every second one empty so that neighbours alternate). Rows that
-        are not, as in files that only order the ops, are re-timed as soon as possible with one tick per op.
+        If the columns of the rows are such a clock, they stay, and the rows are padded with idle cells. The author of such
+        a table chose its idle cells: 1F1B leaves every second one empty so that neighbours alternate. If the rows only
+        order the ops, as in some files, each op takes one tick and comes as early as possible.
         """
         column_of = {op: column for row in self.rows for column, op in enumerate(row) if op is not None}
         aligned = all(column_of[source] < column for op, column in column_of.items() for source in self.needs(op))
@@ -148,7 +165,7 @@ class Schedule:
 
 
 def is_path(text_or_path: str | os.PathLike[str]) -> bool:
-    """Whether the argument names a CSV file, rather than being a table or a schedule's name."""
+    """Whether the argument is the path of a CSV file, and not the text of a table or the name of a schedule."""
     return isinstance(text_or_path, os.PathLike) or (text_or_path.lower().endswith(".csv") and "\n" not in text_or_path)
 
 

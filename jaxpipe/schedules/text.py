@@ -1,31 +1,32 @@
-"""Rows of ops as text: the CSV of schedule files, and the grid that `str(schedule)` shows."""
+"""Rows of ops as text: the CSV of schedule files, and the grid of `str(schedule)`."""
 
 import re
 
 from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.op import Op, Rows
 
-# What torch.distributed.pipelining writes beside the ops. Here it follows from them: what a stage sends and receives, when
-# its weights are gathered, and when gradients are summed over the data ranks.
+# Cells that torch.distributed.pipelining writes besides the ops: what a stage sends and receives, when its weights are
+# gathered, and when gradients are summed over the data ranks. Here all that follows from the ops.
 _BY_ITSELF = re.compile(r"\d{1,9}((UNSHARD|RESHARD|REDUCE_GRAD)\d{0,9}|(SEND|RECV)_[FB]\d{1,9})", re.ASCII)
 _OVERLAP = re.compile(r"\(([^()]*)\)\s*OVERLAP_F_B", re.ASCII)
-_ORDER = "FBIW"  # in an overlapped pair; I comes before W because W needs it
+_ORDER = "FBIW"  # of the ops in an overlapped pair; I comes before W because W needs it
 
 
 def rows_to_csv(rows: Rows) -> str:
-    """One line per rank, cells such as `0F3`, an empty cell for an idle tick."""
+    """Writes one line per rank, with cells such as `0F3`, and an empty cell for an idle tick."""
     return "".join(",".join("" if op is None else str(op) for op in row) + "\n" for row in rows)
 
 
 def rows_from_csv(text: str) -> Rows:
-    """The inverse of `rows_to_csv`. Rows may have different lengths; spaces and quotes around a cell are ignored.
+    """Reads what `rows_to_csv` writes. Rows may have different lengths; spaces and quotes around a cell are ignored.
 
-    The files of torch.distributed.pipelining are read too, with or without communication. Cells of what happens here by
-    itself are taken out, and an overlapped pair such as `(0F3;3B1)OVERLAP_F_B` is its forward, then its backward.
+    It also reads the files of torch.distributed.pipelining, with or without communication. Cells for communication are left
+    out, because it follows from the ops here. An overlapped pair such as `(0F3;3B1)OVERLAP_F_B` becomes its forward,
+    followed by its backward.
 
     Raises:
-      ScheduleError: naming the row and column, as they are in the file, of a cell that is none of these, that is there
-        twice, or that puts a stage on a second rank.
+      ScheduleError: a cell is none of these, occurs twice, or puts a stage on a second rank. The message has the row and
+        the column in the file.
     """
     lines = text.removeprefix("\ufeff").rstrip().splitlines()
     if not lines:
@@ -53,7 +54,7 @@ def rows_from_csv(text: str) -> Rows:
 
 
 def _check_numbering(place_of: dict[Op, str]) -> None:
-    """The one fault that is common: torch's Schedule1F1B writes the forwards of the last rank so."""
+    """Refuses forwards that are numbered from 1, a common fault: torch's Schedule1F1B writes those of the last rank so."""
     forwards: dict[int, list[int]] = {}
     for op in place_of:
         if op.kind == "F":
@@ -76,7 +77,11 @@ def _check_rank(op: Op, rank: int, where: str, rank_of: dict[int, int]) -> None:
 
 
 def placement_of(rows: Rows) -> tuple[int, ...]:
-    """Stage -> rank, read from where the ops are. Raises if a stage is on two ranks, or a stage number is skipped."""
+    """The rank of each stage, which follows from where its ops are.
+
+    Raises:
+      ScheduleError: a stage is on two ranks, or the number of a stage is skipped.
+    """
     rank_of: dict[int, int] = {}
     for rank, row in enumerate(rows):
         for column, op in enumerate(row):
@@ -92,7 +97,7 @@ def placement_of(rows: Rows) -> tuple[int, ...]:
 
 
 def grid(ticks: Rows, *, show_stage: bool, width: int = 120) -> str:
-    """One line per rank, one column per tick; `..` is an idle tick. Tables wider than `width` continue below."""
+    """Draws one line per rank and one column per tick; `..` is an idle tick. Tables wider than `width` continue below."""
     cells = [[_short(op, show_stage) for op in row] for row in ticks]
     size = max(len(cell) for row in cells for cell in row)
     names = [f"rank {rank}" for rank in range(len(ticks))]
@@ -121,7 +126,7 @@ def _some(numbers: list[int]) -> str:
 
 
 def _parse_cell(cell: str, where: str) -> list[Op | None]:
-    """The ops of a cell: none if it is taken out, one, or those of an overlapped pair; `[None]` is an idle cell."""
+    """The ops of a cell: one op, those of an overlapped pair, `[None]` for an idle cell, or `[]` if it is left out."""
     if not cell:
         return [None]
     if _BY_ITSELF.fullmatch(cell):

@@ -1,8 +1,8 @@
-"""What a training run may be told, in one frozen dataclass that refuses what it does not understand.
+"""The settings of a training run, in one frozen dataclass that refuses what it does not understand.
 
-`Config.make` is what `initialize` calls on its `config=` argument. `Config.from_deepspeed` reads a DeepSpeed
-configuration: what has a meaning here is mapped, what belongs elsewhere (an optimizer, say) is warned about, what would
-silently change the result is refused.
+`initialize` calls `Config.make` on its argument `config=`. `Config.from_deepspeed` reads a DeepSpeed configuration: keys
+that have a meaning here are translated, keys whose job is done elsewhere (such as the optimizer) are ignored with a
+warning, and keys that would silently change the result are refused.
 """
 
 import os
@@ -24,18 +24,21 @@ __all__ = ["Config"]
 class Config:
     """Settings of a training run.
 
-    Every field is checked when the object is made; a wrong one raises `ConfigError`.
+    Every field is checked when the object is made.
 
     Attributes:
-        num_micro_batches: M, micro-batches per training step, 1 or more.
-        schedule: a name (`"1f1b"`), a `Schedule`, or the path of a CSV file that holds one.
-        remat: what the forward pass keeps for the backward pass. `"layer"`: the input of each layer. `"stage"`: the
-            input of each stage. A positive integer k: the input of every k-th layer. `"none"`: everything. A callable:
-            what that `jax.checkpoint` policy says.
-        gradient_clipping: largest norm of the whole gradient, over all ranks; `None` does not clip.
-        compute_dtype, loss_scale, zero_stage: reserved for mixed precision and sharded optimizer state. Not implemented
-            yet: only the defaults are accepted.
-        steps_per_print: print the loss every so many steps; `None` never prints.
+      num_micro_batches: M, the number of micro-batches per training step, 1 or more.
+      schedule: a name (`"1f1b"`), a `Schedule`, or the path of a CSV file that holds one.
+      remat: what the forward pass saves for the backward pass. `"layer"` saves the input of each layer, `"stage"` the input
+        of each stage, a positive integer k the input of every k-th layer, and `"none"` everything. A callable is a
+        `jax.checkpoint` policy, and saves what it says.
+      gradient_clipping: the largest norm of the whole gradient, over all ranks; `None` does not clip.
+      compute_dtype, loss_scale, zero_stage: reserved for mixed precision and sharded optimizer state. They are not
+        implemented yet, so only the defaults are accepted.
+      steps_per_print: the loss is printed every so many steps; `None` never prints.
+
+    Raises:
+      ConfigError: a field is wrong.
     """
 
     num_micro_batches: int = 1
@@ -62,11 +65,11 @@ class Config:
         self._refuse("zero_stage", 0, "leave it out; every data rank keeps the whole optimizer state of its stage")
         self._set("zero_stage", 0)
 
-    def _set(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
 
     def _check_schedule(self) -> None:
-        # Whether the table fits the mesh is not decided here: the number of stages is not a setting.
+        # Whether the table fits the mesh is not decided here, because the number of stages is not a setting.
         schedule = self.schedule
         if not isinstance(schedule, str | os.PathLike | Schedule):
             problem = f"is a {type(schedule).__name__}."
@@ -90,9 +93,10 @@ class Config:
 
     @classmethod
     def make(cls, value: "Config | Mapping[str, Any] | None") -> Self:
-        """A `Config` from what a user may pass for one: nothing, a `Config`, or a dict of its fields.
+        """Makes a `Config` of what a user may pass for one: nothing, a `Config`, or a dict of its fields.
 
-        Raises: `ConfigError` for an unknown key (with the nearest known one), a wrong value, or another type.
+        Raises:
+          ConfigError: a key is unknown (the message names the nearest known one), a value is wrong, or it is none of these.
         """
         if value is None:
             return cls()
@@ -112,17 +116,18 @@ class Config:
 
     @classmethod
     def from_deepspeed(cls, source: "Mapping[str, Any] | str | os.PathLike[str]", *, data: int = 1) -> Self:
-        """A `Config` that means what a DeepSpeed configuration meant; see `jaxpipe.compat.deepspeed_config` for every key.
+        """Makes a `Config` that means the same as a DeepSpeed configuration.
+
+        One warning names all keys that are ignored, and where their job is done instead. `jaxpipe.compat.deepspeed_config`
+        says what becomes of each key.
 
         Args:
-            source: the configuration as a dict, or the path of its JSON file.
-            data: number of data ranks. It matters only where the number of micro-batches has to be derived from, or
-                checked against, `train_batch_size`, which counts all data ranks.
+          source: the configuration as a dict, or the path of its JSON file.
+          data: the number of data ranks. It matters only if the number of micro-batches is derived from `train_batch_size`,
+            which counts all data ranks, or checked against it.
 
         Raises:
-            ConfigError: a key is unknown, batch sizes contradict each other, or something is asked for that jaxpipe
-                does not do yet (bf16, fp16, ZeRO).
-
-        Warns: once, naming all keys that are ignored and where their job is done instead.
+          ConfigError: a key is unknown, batch sizes contradict each other, or the configuration asks for something that
+            jaxpipe does not do yet (bf16, fp16, ZeRO).
         """
         return cls(**deepspeed_config.read(source, data=data))

@@ -1,7 +1,6 @@
-"""Everything that changes from one training step to the next."""
+"""The training state: everything that changes from one training step to the next."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
+from jaxpipe.types import Key, Params
 
 
 @jax.tree_util.register_dataclass
@@ -17,25 +17,33 @@ class TrainState:
     """The state of a training run, a pytree.
 
     Attributes:
-      step: optimizer steps taken, int32 [].
-      params: as `Pipeline.init` gives.
-      opt_state: of the optimizer, stored as the params are; `Layerwise.natural_state` gives it as optax would hold it.
-      key: PRNG key of the run; step k uses `fold_in(key, k)`.
+      step: the number of optimizer steps that were taken, int32 [].
+      params: the weights, as `Pipeline.init` makes them: stacks [S, slots, ...] and single layers.
+      opt_state: the state of the optimizer, stored like the params. `Layerwise.natural_state` gives it as optax would hold
+        it.
+      key: the PRNG key of the run, a typed key [] or an older key of words; step k uses `fold_in(key, k)`.
     """
 
     step: jax.Array
-    params: Any
+    params: Params
     opt_state: OptState
-    key: jax.Array
+    key: Key
 
 
-def make_state(params: Any, optimizer: Layerwise, key: jax.Array, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """The state at step 0 around `params`, and the sharding of each of its leaves."""
+def make_state(params: Params, optimizer: Layerwise, key: Key, mesh: Mesh) -> tuple[TrainState, TrainState]:
+    """Makes the state at step 0.
+
+    Args:
+      params: on the mesh, as `Pipeline.init` makes them.
+
+    Returns:
+      The state, and a state with the sharding of each leaf in its place.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
     opt_shardings = optimizer.shardings()
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
     param_shardings = jax.tree.map(lambda a: a.sharding, params)
     shardings = TrainState(everywhere, param_shardings, opt_shardings, everywhere)  # type: ignore[arg-type]
-    # A copy of the key: the state is donated, and the caller's key must live on.
+    # The key is copied, because the state is donated, and the caller's key must stay usable.
     step, key = jax.device_put((jnp.zeros((), jnp.int32), jnp.copy(key)), everywhere)
     return TrainState(step, params, opt_state, key), shardings
