@@ -22,7 +22,7 @@ from jaxpipe.mesh import PIPE
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.placement import Placement
 from jaxpipe.model.shapes import avals, describe, signature
-from jaxpipe.types import Avals, Params, Tree
+from jaxpipe.types import Avals, KeyPath, Params, Tree
 
 P = PartitionSpec
 
@@ -161,12 +161,19 @@ class Layout:
     def to_layers(self, params: Params) -> list[Params]:
         """Per layer, in order, its own params in the shapes its `init` gave; `{}`-like for layers that hold none."""
         layers: list[Params] = list(self.layer_params)  # right already for layers without leaves
+        for layer, own in self.owned(params).items():
+            layers[layer] = own
+        return layers
+
+    def owned(self, params: Params) -> dict[int, Params]:
+        """The params of each layer that owns some, by its index, from a params tree of arrays or of ShapeDtypeStruct."""
+        found: dict[int, Params] = {}
         for name, stack in self.stacks.items():
             for layer, place in stack.places.items():
-                layers[layer] = jax.tree.map(lambda a, at=place: a[at], params[STACKED][name])
+                found[layer] = jax.tree.map(lambda a, at=place: _slot(a, at), params[STACKED][name])
         for name, shared in self.shared.items():
-            layers[shared.layer] = params[SHARED][name]
-        return layers
+            found[shared.layer] = params[SHARED][name]
+        return dict(sorted(found.items()))
 
     def from_layers(self, mesh: Mesh, layers: Sequence[Params]) -> Params:
         """The params tree on the mesh from per-layer params (see `check_layers`)."""
@@ -198,7 +205,16 @@ def layer_name(layer: int) -> str:
     return f"layer_{layer:03d}"
 
 
-def is_stack(path: tuple[Any, ...]) -> bool:
+def _slot(a: Any, place: tuple[int, int]) -> Any:
+    return jax.ShapeDtypeStruct(a.shape[2:], a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a[place]
+
+
+def address_and_rest(path: KeyPath) -> tuple[Address, KeyPath]:
+    """The entry of the params tree that a leaf belongs to, by the path of the leaf, and the path inside of the entry."""
+    return Address(path[0].key, path[1].key), path[2:]
+
+
+def is_stack(path: KeyPath) -> bool:
     """Whether a leaf of the params tree, by its path, holds several layers: [S, slots, ...]."""
     return path[0].key == STACKED
 

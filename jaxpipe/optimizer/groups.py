@@ -69,9 +69,9 @@ class Grouped:
         """The level after all others, in which the results are put together."""
         return max([*self.groups, *self.plain, -1]) + 1
 
-    def reads(self, level: int) -> set[Value]:
-        """The values that the groups of a level read."""
-        return {v for group in self.groups.get(level, ()) for eqn in group for v in eqn.inputs}
+    def reads(self, level: int) -> list[Value]:
+        """The values that the groups of a level read, each once, in the same order in every process."""
+        return list(dict.fromkeys(v for group in self.groups.get(level, ()) for eqn in group for v in eqn.inputs))
 
     def made_at(self) -> dict[ArrayKey, int]:
         """The level at which each array of outputs is made."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 
-from jaxpipe.model.layout import Layout, layer_name
+from jaxpipe.model.layout import Layout, address_and_rest, is_stack, layer_name
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.optimizer.trace import Home
 from jaxpipe.types import Avals, KeyPath, Params, Tree
@@ -60,9 +60,7 @@ class NaturalTree:
     def __init__(self, layout: Layout):
         self.layout = layout
         stored = layout.shapes()
-        owners = [layer for stack in layout.stacks.values() for layer in stack.places]
-        owners += [shared.layer for shared in layout.shared.values()]
-        self.names = {layer: layer_name(layer) for layer in sorted(owners)}
+        self.names = {layer: layer_name(layer) for layer in layout.owned(stored)}
         self.layer_of = {name: layer for layer, name in self.names.items()}
         leaves, self._structure = jax.tree_util.tree_flatten_with_path(stored)
         self._cells = [self._cell(path) if is_inexact(leaf) else None for path, leaf in leaves]
@@ -76,10 +74,11 @@ class NaturalTree:
             self.places.append(Place(layer, (stack, text(path[1:])) if stack else (None, text(path))))
 
     def _cell(self, path: KeyPath) -> Cell:
-        if path[0].key == "stacked":
-            return path[1].key, text(path[2:])
-        entry = jax.tree_util.DictKey(layer_name(self.layout.shared[path[1].key].layer))
-        return None, text((entry, *path[2:]))
+        address, inside = address_and_rest(path)
+        if is_stack(path):
+            return address.name, text(inside)
+        entry = jax.tree_util.DictKey(layer_name(self.layout.shared[address.name].layer))
+        return None, text((entry, *inside))
 
     def read(self, params: Params) -> dict[str, Tree]:
         """The natural tree of a params tree.
@@ -90,14 +89,8 @@ class NaturalTree:
         Returns:
           The same kind of leaves, each in the shape that its layer made.
         """
-        layers: dict[str, Tree] = {}
-        for name, stack in self.layout.stacks.items():
-            for layer, place in stack.places.items():
-                layers[self.names[layer]] = jax.tree.map(lambda a, at=place: _row(a, at), params["stacked"][name])
-        for name, shared in self.layout.shared.items():
-            layers[self.names[shared.layer]] = params["shared"][name]
-        layers = jax.tree.map(lambda a: a if is_inexact(a) else None, layers)
-        return {name: layers[name] for name in self.names.values()}
+        layers = {self.names[layer]: own for layer, own in self.layout.owned(params).items()}
+        return jax.tree.map(lambda a: a if is_inexact(a) else None, layers)
 
     def cells(self, params: Params) -> dict[Cell, Any]:
         """The leaves of a params tree, without those that no optimizer sees. They may be arrays, shapes or shardings."""
@@ -124,7 +117,7 @@ class NaturalTree:
 
     def is_params(self, x: Tree) -> bool:
         """Whether `x` has the structure of the params tree."""
-        return isinstance(x, dict) and x.keys() == {"stacked", "shared"} and jax.tree.structure(x) == self._structure
+        return isinstance(x, dict) and jax.tree.structure(x) == self._structure
 
     def is_natural(self, x: Tree) -> bool:
         """Whether `x` has the structure of the natural tree."""
@@ -152,8 +145,3 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     """Shape and dtype of an array-like leaf. A weak type stays weak, because it decides what a trace promotes to."""
     aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=bool(getattr(aval, "weak_type", False)))
-
-
-def _row(a: jax.Array | jax.ShapeDtypeStruct, place: tuple[int, int]) -> jax.Array | jax.ShapeDtypeStruct:
-    """One layer [...] of a stacked leaf [S, slots, ...]; both are arrays, or both are shapes."""
-    return jax.ShapeDtypeStruct(a.shape[2:], a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a[place]

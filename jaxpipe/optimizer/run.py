@@ -71,7 +71,7 @@ class _Run:
                 self.ends.setdefault((stack, name), {})[layout.stacks[stack].places[layer]] = value
         self.made = grouped.made_at()
         self.reads = {level: grouped.reads(level) for level in grouped.groups}
-        self.reads[grouped.last] = {v for rows in self.ends.values() for v in rows.values()}
+        self.reads[grouped.last] = list(dict.fromkeys(v for rows in self.ends.values() for v in rows.values()))
         self.last_read = {v.held_in: level for level in sorted(self.reads) for v in self.reads[level] if v.home}
 
     def everything(self) -> tuple[Stacked, list[ArrayLike]]:

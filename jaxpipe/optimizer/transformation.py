@@ -72,6 +72,11 @@ class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
                     )
             return run(updates, state, params, extra)
 
+        def natural_state(state: OptState) -> Tree:
+            if not made:
+                raise ConfigError("natural_state: this optimizer has no state yet. Call init(params) first.")
+            return next(iter(made.values())).natural_state(state)
+
         transformation = cls(init, update)
-        transformation.natural_state = lambda state: next(iter(made.values())).natural_state(state)
+        transformation.natural_state = natural_state
         return transformation

@@ -187,7 +187,7 @@ def test_state_loads_at_another_number_of_stages(name, tmp_path):
 def test_state_is_kept_with_its_layer():
     """Per layer what belongs to a layer, named as in the state of optax; once what does not."""
     engine = engine_for(OPTIMIZERS["by_path"], 2)
-    found = engine._layout().expected(engine.state)
+    found = engine._homes().expected(engine.state)
     in_layer = {index: {n for n in found[f"layer_{index:03d}"] if "mu" in n or "trace" in n} for index in range(7)}
     assert not in_layer[0] and not in_layer[2]  # frozen: no moments
     assert any("fast" in name and name.endswith("mu/w") for name in in_layer[1])
