@@ -11,8 +11,9 @@ from flax import errors, linen
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model.keywords import FLAGS, keywords_of
-from jaxpipe.model.layers import Kind, LayerSpec, Recipe
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.same import open_with
+from jaxpipe.model.specs import LayerSpec
 
 ForwardFn = Callable[..., Any] | None
 

@@ -15,7 +15,7 @@ from jaxpipe import metrics as rules
 from jaxpipe.errors import ConfigError, DataError, LossError
 from jaxpipe.evaluation import dataset
 from jaxpipe.executor.reference import forward
-from jaxpipe.training import progress
+from jaxpipe.monitor import progress
 from tests.compare import assert_close
 from tests.models import VOCAB, WIDTH, Block, Embedding, cross_entropy, make_batch, masked_cross_entropy, tied, untied
 

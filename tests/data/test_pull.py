@@ -10,8 +10,8 @@ import optax
 import pytest
 
 import jaxpipe
+from jaxpipe.data import place as on_mesh
 from jaxpipe.errors import ConfigError, DataError, LayerError, MeshError, ScheduleError
-from jaxpipe.training import data
 
 M, ROWS = 2, 4
 
@@ -111,7 +111,7 @@ BAD = {
 @pytest.fixture
 def nothing_moves(monkeypatch):
     """Fails if anything goes to a device."""
-    monkeypatch.setattr(data, "stack", lambda *_: pytest.fail("data went to a device before it was looked at"))
+    monkeypatch.setattr(on_mesh, "stack", lambda *_: pytest.fail("data went to a device before it was looked at"))
 
 
 @pytest.mark.parametrize("name", BAD)
