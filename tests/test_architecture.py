@@ -228,3 +228,61 @@ def test_public_names_are_documented():
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     missing = [n for n in exported(PACKAGE / "__init__.py")[0] if not re.search(rf"\bjaxpipe\.{n}\b", text)]
     assert not missing, f"not in README.md or docs/: {missing}"
+
+
+# ------------------------------------------------------------------------------------------------- tests mirror the tree
+
+# Modules without a test file at the mirrored path, and where they are tested.
+ELSEWHERE = {
+    "engine.py": "pending: tests/contracts/test_engine.py",
+    "evaluation/dataset.py": "pending: tests/contracts/test_dataset.py",
+    "evaluation/evaluator.py": "pending: tests/contracts/test_evaluate.py",
+    "evaluation/ragged.py": "pending: tests/contracts/test_dataset.py",
+    "executor/batch.py": "pending: tests/contracts/test_losses.py",
+    "executor/evaluate.py": "pending: tests/contracts/test_evaluate.py",
+    "executor/loop.py": "pending: tests/contracts/test_compiled.py",
+    "executor/reduce.py": "pending: tests/contracts/test_gradients.py",
+    "executor/reference.py": "pending: tests/contracts/test_gradients.py",
+    "executor/remat.py": "pending: tests/training/test_config.py",
+    "executor/stage_program.py": "pending: tests/contracts/test_gradients.py",
+    "executor/store.py": "pending: tests/contracts/test_gradients.py",
+    "executor/tally.py": "pending: tests/contracts/test_losses.py",
+    "executor/train.py": "pending: tests/contracts/test_gradients.py",
+    "executor/unit.py": "pending: tests/contracts/test_compiled.py",
+    "lowering/channels.py": "pending: tests/lowering/test_lower.py",
+    "lowering/period.py": "pending: tests/lowering/test_lower.py",
+    "lowering/program.py": "pending: tests/lowering/test_lower.py",
+    "lowering/slots.py": "pending: tests/lowering/test_lower.py",
+    "lowering/verify.py": "pending: tests/lowering/test_lower.py",
+    "model/layout.py": "pending: tests/contracts/test_gradients.py",
+    "model/stages.py": "pending: tests/contracts/test_gradients.py",
+    "pipeline.py": "pending: tests/contracts/test_edges.py",
+}
+
+
+def mirrored(path):
+    """Where the unit tests of a module are."""
+    return ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """Whoever changes `jaxpipe/a/b.py` runs `tests/a/test_b.py`, in seconds."""
+    with_logic = [
+        path
+        for path in FILES
+        if any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.parse(path.read_text("utf-8")).body)
+    ]
+    missing = {name_of(path) for path in with_logic if not mirrored(path).exists()}
+    assert missing - ELSEWHERE.keys() == set(), "write a test file at the mirrored path, or say where it is tested"
+    assert ELSEWHERE.keys() - missing == set(), "these need no exception"
+    for name, reason in ELSEWHERE.items():
+        (where,) = re.findall(r"tests/[\w/]+\.py", reason)
+        assert (ROOT / where).exists(), f"{name}: {where}"
+
+
+def test_every_test_file_of_a_room_is_of_one_of_its_modules():
+    """A test file of a name that no module has is a suite: it belongs into tests/contracts."""
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - PENDING_ROOMS
+    modules = {mirrored(path) for path in FILES}
+    odd = {path for room in rooms for path in (ROOT / "tests" / room).glob("test_*.py")} - modules
+    assert not odd, sorted(str(path.relative_to(ROOT)) for path in odd)

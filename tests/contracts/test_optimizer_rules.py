@@ -11,6 +11,7 @@ import pytest
 
 import jaxpipe
 from jaxpipe.errors import ConfigError, LayerError
+from jaxpipe.model.values import raw
 from tests.checkpoint.on_disk import arrays_of, assert_identical
 from tests.models import MODELS, make_batch
 from tests.optimizer.engines import M, data, engine_for
@@ -201,10 +202,10 @@ def test_state_loads_at_another_number_of_stages(name, tmp_path):
     reader.load_checkpoint(tmp_path)
     reader.save_checkpoint(tmp_path, "b")
     assert_identical(arrays_of(tmp_path / "b"), arrays_of(tmp_path / "a"), name)
-    states = [jax.device_get(e.optimizer.natural_state(e.state.opt_state)) for e in (writer, reader)]
+    states = [e.optimizer.natural_state(e.state.opt_state) for e in (writer, reader)]
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     for one, two in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(raw(one), raw(two))
     writer.train_batch(items)
     reader.train_batch(data(1, first=2))
     assert error(jax.device_get(reader.to_layers()), jax.device_get(writer.to_layers())) <= 1e-6

@@ -3,10 +3,11 @@
 import pytest
 
 from tests.optimizer.engines import STEPS, data, engine_for, plain_training
-from tests.optimizer.optimizers import LOOSE, OPTIMIZERS, error, natural
+from tests.optimizer.optimizers import ALIKE, LOOSE, OPTIMIZERS, error, natural
 
-# Each optimizer at one number of stages, each number with a part of them. `test_optimizers_on_stacks` has other numbers.
-CASES = [(name, 2 + i % 3) for i, name in enumerate(OPTIMIZERS)]
+# Each optimizer at one number of stages, each number with a part of them. `test_optimizers_on_stacks` has other numbers,
+# and those with a neighbour of the same mechanism.
+CASES = [(name, 2 + i % 3) for i, name in enumerate(OPTIMIZERS) if name not in ALIKE]
 
 
 @pytest.mark.parametrize(("name", "stages"), CASES)
