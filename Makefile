@@ -9,22 +9,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix bench clean
+.PHONY: help demo test test-fast lint check fix bench clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/stamp-demo  ## train a small GPT on simulated devices and write plots to demo_out/
 	$(BIN)/python examples/train_gpt.py --output demo_out $(ARGS)
 
 # Two processes: most of the time goes into compiling, which uses one core. ARGS="-n 0" for one, with a debugger, say.
-test: $(VENV)/stamp-test  ## run the tests
+test: $(VENV)/stamp-test  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-check: $(VENV)/stamp-check  ## check format, lint and types
+# By path, so that no test can be forgotten: whatever compiles for longer belongs into tests/contracts, or is marked slow.
+test-fast: $(VENV)/stamp-test  ## run the unit tests, one file per module
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/contracts -m "not slow" $(ARGS)
+
+lint: $(VENV)/stamp-check  ## check format, lint, types and duplicated code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pylint jaxpipe
+
+check: lint  ## the same
 
 fix: $(VENV)/stamp-check  ## repair format and lint
 	$(BIN)/ruff check --fix .

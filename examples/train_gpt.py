@@ -19,7 +19,6 @@ import pictures
 import text
 
 import jaxpipe
-from jaxpipe.monitor.progress import Progress
 
 PROMPT = b"    def __init__(self, "
 TEMPERATURE = 0.6  # for the bytes drawn at random: below 1, likely bytes become likelier
@@ -138,7 +137,7 @@ def train(
         evaluate(0)
     step, loss = evaluations[-1]
     print(f"\nstep {step:4d}: validation loss {loss:.3f} nats/byte; compiling the training step")
-    with Progress(args.steps - first + 1, args.micro_batches * args.micro_batch_size * args.seq) as bar:
+    with jaxpipe.Progress(args.steps - first + 1, args.micro_batches * args.micro_batch_size * args.seq) as bar:
         for step in range(first, args.steps + 1):
             losses.append(engine.train_batch(batches))
             bar.update(losses[-1])

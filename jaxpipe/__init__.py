@@ -1,26 +1,52 @@
-"""Pipeline parallelism for JAX: 1F1B as one jitted program whose memory does not grow with the number of micro-batches."""
+"""Pipeline parallelism for JAX: 1F1B as one jitted program whose memory does not grow with the number of micro-batches.
+
+What is public: the names in `__all__` here, and in `jaxpipe.errors`, `jaxpipe.metrics`, `jaxpipe.reference` and
+`jaxpipe.schedules` those that their own documentation names. Everything else, that is every other module and package below
+`jaxpipe`, is private, however it is spelt: it may change from one version to the next.
+"""
 
 from importlib.metadata import PackageNotFoundError as _NotFound
 from importlib.metadata import version as _version
 
-from jaxpipe import errors as errors
-from jaxpipe import schedules as schedules
-from jaxpipe.checkpoint.load import load_layer as load_layer
-from jaxpipe.checkpoint.weights import load_weights as load_weights
-from jaxpipe.checkpoint.weights import save_weights as save_weights
-from jaxpipe.engine import Engine as Engine
-from jaxpipe.executor import reference as reference
-from jaxpipe.initialization import initialize as initialize
-from jaxpipe.mesh import make_mesh as make_mesh
-from jaxpipe.model import metrics as metrics
-from jaxpipe.model.layers import Layer as Layer
-from jaxpipe.model.layers import LayerSpec as LayerSpec
-from jaxpipe.model.layers import TiedLayerSpec as TiedLayerSpec
-from jaxpipe.model.loss import Weighted as Weighted
-from jaxpipe.model.module import PipelineModule as PipelineModule
-from jaxpipe.pipeline import Pipeline as Pipeline
-from jaxpipe.training.config import Config as Config
-from jaxpipe.training.state import TrainState as TrainState
+from jaxpipe import errors, schedules
+from jaxpipe.checkpoint.load import load_layer
+from jaxpipe.checkpoint.weights import load_weights, save_weights
+from jaxpipe.engine import Engine
+from jaxpipe.executor import reference
+from jaxpipe.initialization import initialize
+from jaxpipe.mesh import make_mesh
+from jaxpipe.model import metrics
+from jaxpipe.model.loss import Weighted
+from jaxpipe.model.module import PipelineModule
+from jaxpipe.model.specs import Layer, LayerSpec, TiedLayerSpec
+from jaxpipe.monitor.progress import Progress
+from jaxpipe.pipeline import Pipeline
+from jaxpipe.schedules import Schedule
+from jaxpipe.training.config import Config
+from jaxpipe.training.state import TrainState
+
+__all__ = [
+    "Config",
+    "Engine",
+    "Layer",
+    "LayerSpec",
+    "Pipeline",
+    "PipelineModule",
+    "Progress",
+    "Schedule",
+    "TiedLayerSpec",
+    "TrainState",
+    "Weighted",
+    "errors",
+    "initialize",
+    "load_layer",
+    "load_weights",
+    "make_mesh",
+    "metrics",
+    "reference",
+    "save_weights",
+    "schedules",
+]
 
 try:
     __version__ = _version("jaxpipe")

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,11 +35,6 @@ FLOOR = {
     "initialization": 12,
     "cli": 12,
     "__main__": 13,
-}
-
-# Cycles inside a folder, each broken by an import inside a function.
-LATE = {
-    ("model.layers", "model.flax_adapters"): "flax is slow to import, and a model without flax should not pay for it"
 }
 
 # Where a thing may be used; everywhere else it is forbidden.
@@ -89,17 +86,13 @@ def name_of(path):
 
 
 def imports(path):
-    """(dotted name, whether it is inside a function) of every import; `from a import b` is `a.b`."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    inside = {
-        id(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef) for node in ast.walk(function)
-    }
-    for node in ast.walk(tree):
+    """The dotted names of all imports, those inside functions included; `from a import b` is `a.b`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in inside) for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from ((f"{node.module}.{alias.name}", id(node) in inside) for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def own_module(dotted):
@@ -119,7 +112,7 @@ def test_imports_point_down(path):
     here = name_of(path).split("/")[0].removesuffix(".py")
     if here == "__init__":
         return
-    for dotted, _ in imports(path):
+    for dotted in imports(path):
         if module := own_module(dotted):
             there = module.split(".")[0]
             assert there == here or FLOOR[there] < FLOOR[here], f"{here} must not import {dotted}"
@@ -131,12 +124,7 @@ def test_no_cycles_inside_a_folder():
         here = name_of(path).removesuffix(".py").replace("/", ".")
         if here.endswith("__init__"):
             continue
-        modules = {own_module(dotted) for dotted, _ in imports(path)} - {None, here}
-        edges[here] = {module for module in modules if (here, module) not in LATE}
-    for here, late in LATE:
-        path = PACKAGE / f"{here.replace('.', '/')}.py"
-        found = [inside for dotted, inside in imports(path) if own_module(dotted) == late]
-        assert found and all(found), f"{here} does not import {late} late: take it off LATE"
+        edges[here] = {own_module(dotted) for dotted in imports(path)} - {None, here}
     while leaves := {module for module, below in edges.items() if not below & edges.keys()}:
         for module in leaves:
             del edges[module]
@@ -154,7 +142,7 @@ def test_collectives_are_where_they_belong(path):
 
 @by_path
 def test_libraries_are_imported_where_they_belong(path):
-    for dotted, _ in imports(path):
+    for dotted in imports(path):
         library = dotted.split(".")[0]
         assert name_of(path) in IMPORTED_ONLY_IN.get(library, {name_of(path)}), (
             f"{library}: {IMPORTED_ONLY_IN[library]}"
@@ -191,13 +179,110 @@ def test_every_floor_exists():
     assert found == FLOOR.keys()
 
 
+# ------------------------------------------------------------------------------------------------------ what is public
+
+# Rooms that say what they are for, and that they are private, as soon as they are merged.
+PENDING_ROOMS = {"evaluation", "executor", "lowering"}
+PUBLIC_ROOMS = {"schedules"}
+
+
+def exported(path):
+    """The names in `__all__` of a module, and all names that it imports or makes at its top."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    listed, made = None, set()
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            made |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            made.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if [ast.unparse(target) for target in targets] == ["__all__"]:
+                listed = ast.literal_eval(node.value)
+    return listed, {name for name in made if not name.startswith("_")}, ast.get_docstring(tree)
+
+
+def test_what_is_public_is_listed():
+    """No name is in `jaxpipe` but for those in `__all__`, and the modules that Python puts there as they are imported."""
+    listed, made, docstring = exported(PACKAGE / "__init__.py")
+    assert listed == sorted(listed, key=lambda name: (name.islower(), name)) and made == set(listed)
+    assert "private" in docstring
+    private = {name for name in FLOOR if name != "__main__"} - set(listed)
+    script = "import jaxpipe; print(*(name for name in dir(jaxpipe) if not name.startswith('_')))"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert set(run.stdout.split()) - private == set(listed)
+
+
+def test_every_room_says_what_it_is_for():
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert PENDING_ROOMS | PUBLIC_ROOMS <= rooms
+    for room in sorted(rooms - PENDING_ROOMS):
+        listed, made, docstring = exported(PACKAGE / room / "__init__.py")
+        assert listed is not None and set(listed) == made, f"{room}: __all__ is {listed}, and there is {sorted(made)}"
+        assert docstring and ("public" if room in PUBLIC_ROOMS else "private") in docstring, room
+        assert bool(listed) == (room in PUBLIC_ROOMS), f"{room} is {'' if room in PUBLIC_ROOMS else 'not '}public"
+
+
 def test_public_names_are_documented():
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    names = {
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    public = {name for name in names if not name.startswith("_")}
-    missing = sorted(name for name in public if not re.search(rf"\bjaxpipe\.{name}\b", text))
-    assert public and not missing, f"not in README.md or docs/: {missing}"
+    missing = [n for n in exported(PACKAGE / "__init__.py")[0] if not re.search(rf"\bjaxpipe\.{n}\b", text)]
+    assert not missing, f"not in README.md or docs/: {missing}"
+
+
+# ------------------------------------------------------------------------------------------------- tests mirror the tree
+
+# Modules without a test file at the mirrored path, and where they are tested.
+ELSEWHERE = {
+    "engine.py": "pending: tests/contracts/test_engine.py",
+    "evaluation/dataset.py": "pending: tests/contracts/test_dataset.py",
+    "evaluation/evaluator.py": "pending: tests/contracts/test_evaluate.py",
+    "evaluation/ragged.py": "pending: tests/contracts/test_dataset.py",
+    "executor/batch.py": "pending: tests/contracts/test_losses.py",
+    "executor/evaluate.py": "pending: tests/contracts/test_evaluate.py",
+    "executor/loop.py": "pending: tests/contracts/test_compiled.py",
+    "executor/reduce.py": "pending: tests/contracts/test_gradients.py",
+    "executor/reference.py": "pending: tests/contracts/test_gradients.py",
+    "executor/remat.py": "pending: tests/training/test_config.py",
+    "executor/stage_program.py": "pending: tests/contracts/test_gradients.py",
+    "executor/store.py": "pending: tests/contracts/test_gradients.py",
+    "executor/tally.py": "pending: tests/contracts/test_losses.py",
+    "executor/train.py": "pending: tests/contracts/test_gradients.py",
+    "executor/unit.py": "pending: tests/contracts/test_compiled.py",
+    "lowering/channels.py": "pending: tests/lowering/test_lower.py",
+    "lowering/period.py": "pending: tests/lowering/test_lower.py",
+    "lowering/program.py": "pending: tests/lowering/test_lower.py",
+    "lowering/slots.py": "pending: tests/lowering/test_lower.py",
+    "lowering/verify.py": "pending: tests/lowering/test_lower.py",
+    "model/layout.py": "pending: tests/contracts/test_gradients.py",
+    "model/stages.py": "pending: tests/contracts/test_gradients.py",
+    "pipeline.py": "pending: tests/contracts/test_edges.py",
+}
+
+
+def mirrored(path):
+    """Where the unit tests of a module are."""
+    return ROOT / "tests" / path.relative_to(PACKAGE).with_name(f"test_{path.name}")
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    """Whoever changes `jaxpipe/a/b.py` runs `tests/a/test_b.py`, in seconds."""
+    with_logic = [
+        path
+        for path in FILES
+        if any(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in ast.parse(path.read_text("utf-8")).body)
+    ]
+    missing = {name_of(path) for path in with_logic if not mirrored(path).exists()}
+    assert missing - ELSEWHERE.keys() == set(), "write a test file at the mirrored path, or say where it is tested"
+    assert ELSEWHERE.keys() - missing == set(), "these need no exception"
+    for name, reason in ELSEWHERE.items():
+        (where,) = re.findall(r"tests/[\w/]+\.py", reason)
+        assert (ROOT / where).exists(), f"{name}: {where}"
+
+
+def test_every_test_file_of_a_room_is_of_one_of_its_modules():
+    """A test file of a name that no module has is a suite: it belongs into tests/contracts."""
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - PENDING_ROOMS
+    modules = {mirrored(path) for path in FILES}
+    odd = {path for room in rooms for path in (ROOT / "tests" / room).glob("test_*.py")} - modules
+    assert not odd, sorted(str(path.relative_to(ROOT)) for path in odd)

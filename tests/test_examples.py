@@ -39,6 +39,7 @@ def run(tmp_path, output, *options):
     return done
 
 
+@pytest.mark.slow
 def test_train_gpt(tmp_path):
     pytest.importorskip("matplotlib")
     output = tmp_path / "new" / "folder"

@@ -1,4 +1,4 @@
-"""What README.md and docs/ say: the examples run, the tables are what the code gives, names and links exist."""
+"""What README.md, CONTRIBUTING.md and docs/ say: the examples run, the tables are what the code gives, names and links exist."""
 
 import importlib.util
 import inspect
@@ -18,7 +18,12 @@ from jaxpipe.lowering.lower import lower
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -105,7 +110,8 @@ def test_commands_run(command, capsys):
 
 def test_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"\bmake ([a-z]+)\b(?=    |`| ARGS)", README):
+    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\bmake ([a-z-]+)(?=    |`| ARGS| PYTHON)", text):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

@@ -1,1 +1,3 @@
-"""Checkpoints on disk, one item per layer. Read in this order: homes, manifest, directory, items, save, load."""
+"""Checkpoints on disk, one item per layer; private. Read in this order: homes, manifest, directory, items, save, load."""
+
+__all__: list[str] = []

@@ -16,7 +16,8 @@ from flax import linen, nnx
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model import linen_layers, nnx_layers
-from jaxpipe.model.layers import Layer, LayerSpec, Recipe, TiedLayerSpec, recipe_of_layer
+from jaxpipe.model.kinds import Recipe, recipe_of_layer
+from jaxpipe.model.specs import Layer, LayerSpec, TiedLayerSpec
 
 _TARGETS = (
     "The target is a flax.nnx or flax.linen module class, a function that makes an nnx module and takes `rngs`, or a "

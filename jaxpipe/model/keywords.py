@@ -7,13 +7,11 @@ default. A keyword that a `functools.partial` has set stays as it is.
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-
-from jaxpipe.types import Tree
 
 Result = TypeVar("Result")
 FLAGS = ("train", "deterministic")
@@ -39,10 +37,9 @@ class Keywords:
     def __bool__(self) -> bool:
         return bool(self.by_position or self.by_name)
 
-    def call(self, function: Callable[..., Result], data: Sequence[Tree], values: dict[str, Any]) -> Result:
-        """Returns `function(*data, ...)` with those of the values that the function is given."""
-        positions = [values[name] for name in self.by_position]
-        return function(*data, *positions, **{name: values[name] for name in self.by_name})
+    def arguments(self, values: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What to pass behind the data: `function(*data, *positions, **names)`."""
+        return [values[name] for name in self.by_position], {name: values[name] for name in self.by_name}
 
 
 def keywords_of(

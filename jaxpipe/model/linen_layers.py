@@ -11,8 +11,9 @@ from flax import errors, linen
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model.keywords import FLAGS, keywords_of
-from jaxpipe.model.layers import Kind, LayerSpec, Recipe
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.same import open_with
+from jaxpipe.model.specs import LayerSpec
 
 ForwardFn = Callable[..., Any] | None
 
@@ -59,7 +60,8 @@ class _Linen:
 
     def init(self, key: jax.Array, x: Any) -> Any:
         def call(module: linen.Module, x: Any) -> Any:
-            return self.named.call(module, (x,), {"train": False, "deterministic": True})
+            positions, names = self.named.arguments({"train": False, "deterministic": True})
+            return module(x, *positions, **names)  # pyright: ignore[reportCallIssue]
 
         # flax constrains the layout of annotated params as it makes them, wherever a mesh is around, and those of a step
         # have axes that are no business of the layer's.
@@ -113,12 +115,13 @@ class _Linen:
         dropout = train and key is not None
         only = "deterministic" not in self.named_forward and key is None and self.draws
         values = {"train": train and not only, "deterministic": not dropout}
+        positions, names = self.named_forward.arguments(values)
         forward = self.forward_fn
 
         def method(module: linen.Module, x: Any) -> Any:
             if forward is None:
-                return self.named_forward.call(module, (x,), values)
-            return self.named_forward.call(forward, (module, x), values)
+                return module(x, *positions, **names)  # pyright: ignore[reportCallIssue]
+            return forward(module, x, *positions, **names)
 
         return linen.apply(method, self.in_mode(train, dropout))({"params": params}, x, rngs=rngs)
 

@@ -20,10 +20,11 @@ from jaxpipe.model.blame import Fault, mark
 from jaxpipe.model.forwarded import origin
 from jaxpipe.model.keys import KEY
 from jaxpipe.model.keywords import FLAGS, keywords_of
-from jaxpipe.model.layers import Kind, LayerSpec, Recipe
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.linen_layers import warn_of_axes
 from jaxpipe.model.nnx_modules import Mode, Path, lookup, nest, path_name
 from jaxpipe.model.shapes import avals, is_key
+from jaxpipe.model.specs import LayerSpec
 
 ForwardFn = Callable[..., Any] | None
 _HARMLESS = (nnx.Intermediate, nnx.RngState)  # may be written in a call: what is sown is for debugging
@@ -151,9 +152,10 @@ class _Nnx:
 
     def call(self, module: nnx.Module, x: Any, flags: dict[str, bool]) -> Any:
         try:
+            positions, names = self.named.arguments(flags)
             if self.forward_fn is None:
-                return self.named.call(module, (x,), flags)  # type: ignore[arg-type]
-            return self.named.call(self.forward_fn, (module, x), flags)
+                return module(x, *positions, **names)  # pyright: ignore[reportCallIssue]
+            return self.forward_fn(module, x, *positions, **names)
         except Exception as error:
             mark(error)
             raise

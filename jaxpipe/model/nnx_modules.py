@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxpipe.errors import LayerError
-from jaxpipe.model.layers import LayerSpec
+from jaxpipe.model.specs import LayerSpec
 
 Mode = tuple[bool, bool]  # train, and whether there is dropout
 Path = tuple[str, ...]

@@ -1,1 +1,3 @@
-"""An optax transformation on stacked, sharded weights that acts as on one tree entry per layer; see `layerwise`."""
+"""An optax transformation on stacked, sharded weights that acts as on one entry per layer; private. See `layerwise`."""
+
+__all__: list[str] = []

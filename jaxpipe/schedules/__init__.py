@@ -1,4 +1,4 @@
-"""Pipeline schedules as data: tables of ops, checked when made, timed on paper. Pure Python, no JAX below here."""
+"""Pipeline schedules as data: tables of ops, checked when made, timed on paper; public. Pure Python, no JAX below here."""
 
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.eager_one_f_one_b import eager_one_f_one_b

@@ -1,0 +1,3 @@
+"""Settings, state and the optimizer step of a training run; private."""
+
+__all__: list[str] = []

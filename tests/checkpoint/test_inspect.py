@@ -1,43 +1,39 @@
-"""`python -m jaxpipe inspect`."""
+"""What a checkpoint is said to hold, from its manifest alone."""
 
 import pytest
 
-from jaxpipe import cli
-from tests.engines import batches, engine_for, stream
-from tests.models import tied
+from jaxpipe.checkpoint.inspect import inspect
+from jaxpipe.errors import CheckpointError
+from tests.checkpoint.manifests import save
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("run")
-    engine = engine_for(tied(), 2, 2)
-    engine.save_checkpoint(directory, "start", save_latest=False)
-    engine.train_batch(stream(batches(1)))
-    engine.save_checkpoint(directory, client_state={"epoch": 7})
-    return directory
+@pytest.fixture
+def directory(tmp_path):
+    save(tmp_path, "a", 1)
+    save(tmp_path, "b", 2)
+    (tmp_path / "latest").write_text("b\n")
+    return tmp_path
 
 
-def test_the_table(directory, capsys):
-    assert cli.main(["inspect", str(directory)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line.split() for line in lines if line}
-    assert lines[0] == f"checkpoint  {directory}/global_step1"
-    assert "step 1, 3 micro-batches of data seen" in lines[1]
-    assert "written by  pipe 2 x data 2, layers cut at [0, 5, 9]" in lines and "client      {'epoch': 7}" in lines
-    folder = directory / "global_step1"
-    on_disk = sum(path.stat().st_size for path in (folder / "layer_003").rglob("*") if path.is_file())
-    # A block: 8 x 16 and 16 x 8 weights, 16 and 8 biases; Adam keeps two numbers for each.
-    assert rows["layer_003"] == ["layer_003", "3", "Block", "280", "float32", "560", f"{on_disk:,}"]
-    assert "           8 Embedding, tied to layer 0" in lines
-    assert rows["total"][1:3] == ["1,776", "3,552"]
-    assert lines[-1] == f"tags in {directory}: start, global_step1 (latest)"
+def test_report(directory):
+    report = inspect(directory)
+    assert report.head[0] == f"checkpoint  {directory}/b" and "step 2, 12 micro-batches of data seen" in report.head[1]
+    assert "written by  pipe 2, layers cut at [0, 1, 2]" in report.head and "client      {'epoch': 1}" in report.head
+    head, embed, head_layer, state, total = report.table
+    assert head == ["item", "layer", "parameters", "dtype", "optimizer state", "bytes"]
+    assert embed == ["layer_000", "0 Embed", "7", "float32 int32", "6", "10"]
+    assert head_layer == ["", "1 Head, tied to layer 0", "", "", "", ""]
+    assert (state[0], state[4], total) == ("state", "1", ["total", "", "7", "", "6", "10"])
+    assert report.foot == [f"tags in {directory}: a, b (latest)"]
 
 
-def test_which_one(directory, tmp_path, capsys):
-    for arguments in ([str(directory), "--tag", "start"], [str(directory / "start")]):
-        assert cli.main(["inspect", *arguments]) == 0
-        assert capsys.readouterr().out.startswith(f"checkpoint  {directory}/start\n")
-    assert cli.main(["inspect", str(tmp_path)]) == 2
-    assert f"{tmp_path}: expected a checkpoint, found none" in capsys.readouterr().err
-    assert cli.main(["inspect", str(directory), "--tag", "end"]) == 2
-    assert "expected the tag 'end', found start, global_step1" in capsys.readouterr().err
+def test_which_one(directory, tmp_path):
+    for report in (inspect(directory, "a"), inspect(directory / "a")):
+        assert report.head[0] == f"checkpoint  {directory}/a"
+    (directory / "latest").unlink()
+    with pytest.raises(CheckpointError, match="expected a checkpoint, found the tags a, b: choose one with --tag"):
+        inspect(directory)
+    with pytest.raises(CheckpointError, match="expected a checkpoint, found none"):
+        inspect(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="File name too long"):
+        inspect("x" * 300)

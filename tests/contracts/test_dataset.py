@@ -1,5 +1,6 @@
 """Metrics, micro-batches of unlike size, and whole data sets: exact against one device that sees all rows."""
 
+import functools
 import io
 import itertools
 import re
@@ -57,11 +58,15 @@ def without_rows(loss_fn):
     return smaller
 
 
+@functools.cache
+def compiled(module):
+    return jax.jit(lambda layers, x: forward(module, layers, x))
+
+
 def oracle(module, layers, items):
     """(loss, metrics, outputs per item) of all rows at once, on one device. A plain mean over rows of equal length."""
     layers = jax.device_put(jax.device_get(layers), jax.devices()[0])
-    run = jax.jit(lambda x: forward(module, layers, x))
-    outputs = [np.asarray(run(x)) for x, _ in items]
+    outputs = [np.asarray(compiled(module)(layers, x)) for x, _ in items]
     logits, labels = np.concatenate(outputs), np.concatenate([y for _, y in items])
     result = module.loss_fn(logits, labels)
     if isinstance(result, dict):
@@ -113,6 +118,12 @@ def test_metrics_and_shared_work(make, stages, data, micro_batches):
         assert_close(each, pipe.evaluate(params, batch, reduce_output=None), 1e-6)
 
 
+@functools.cache
+def on_three_data_ranks(loss_fn):
+    mesh = jaxpipe.make_mesh(pipe=2, data=3)
+    return jaxpipe.initialize(tied(loss=loss_fn), optax.sgd(0.1), mesh=mesh, example=items_of([3])[0])
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "rows"),
     [
@@ -124,11 +135,8 @@ def test_metrics_and_shared_work(make, stages, data, micro_batches):
 )
 def test_unlike_rows_are_exact(loss_fn, rows):
     """Three data ranks: rows that do not divide, fewer rows than ranks, sizes that change in the middle."""
-    items = items_of(rows)
-    module = tied(loss=loss_fn)
-    engine = jaxpipe.initialize(
-        module, optax.sgd(0.1), mesh=jaxpipe.make_mesh(pipe=2, data=3), example=items_of([3])[0]
-    )
+    items, engine = items_of(rows), on_three_data_ranks(loss_fn)
+    module = engine.pipe.module
     loss, found, outputs = oracle(module, engine.to_layers(), items)
 
     def call(**options):

@@ -15,7 +15,7 @@ from tests.compare import assert_close
 from tests.models import MODELS, make_batch
 
 AXES = {
-    "stages": (1, 2, 3, 4, 8),
+    "stages": (1, 2, 3, 8),  # and 4 below, in 64 bits
     "data": (1, 2),
     "micro_batches": (1, 2, 3, 8),
     "schedule": ("1f1b", "eager_1f1b", "gpipe"),

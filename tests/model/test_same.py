@@ -223,7 +223,7 @@ MAKERS = {
     "spec": (lambda axes: closure(jax.P(*axes)), ("data", None), (None, "data")),
     "initializer": (lambda scale: nnx.initializers.normal(scale), 0.1, 0.2),
     "cycle": (cycle, 1, 2),
-    "depth": (chain, 100_000, 100_001),
+    "depth": (chain, 10_000, 10_001),
     "linen module": (lambda width: linen.Dense(width), 3, 4),
     "range": (lambda stop: closure(range(stop)), 3, 4),
     "builtin method": (lambda sep: sep.join, "-", "+"),

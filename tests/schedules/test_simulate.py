@@ -3,6 +3,8 @@
 import functools
 from fractions import Fraction
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,3 +164,21 @@ def test_numbers_stay_exact():
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ScheduleError, match=message):
         simulate(one_f_one_b(2, 2), **arguments)
+
+
+def test_what_is_no_cost():
+    for cost in ("1", None, True, 10**400, 10**5000, 1j):
+        with pytest.raises(ScheduleError, match="comm=.*a cost must be a finite number"):
+            simulate(gpipe(2, 2), comm=cost)
+
+
+@pytest.mark.parametrize("value", [None, "1f1b", 5])
+def test_what_is_no_schedule(value):
+    with pytest.raises(ScheduleError, match="expected a Schedule"):
+        simulate(value)
+
+
+def test_numbers_of_other_libraries():
+    table = one_f_one_b(np.int64(2), np.int8(3))
+    assert table == one_f_one_b(2, 3) and type(table.num_micro_batches) is int
+    assert simulate(table, np.float32(2), np.int64(1), jnp.float32(1), np.int8(0)).makespan == (3 + 1) * 4

@@ -1,5 +1,7 @@
-"""Saved here, loaded there: bit-identical at every mesh and cut, whatever the optimizer keeps; training goes on as if
-nothing had happened."""
+"""Saved here, loaded there: bit-identical at every mesh and cut; training goes on as if nothing had happened.
+
+What the different optimizers keep is tested in `test_optimizer_rules`.
+"""
 
 import json
 
@@ -10,7 +12,7 @@ import optax
 import pytest
 
 import jaxpipe
-from jaxpipe.checkpoint import items
+from tests.checkpoint.on_disk import arrays_of, assert_identical
 from tests.compare import assert_close
 from tests.engines import M, batches, engine_for, stream
 from tests.models import masked_cross_entropy, mixed, tied, untied
@@ -20,31 +22,13 @@ MESHES = [
     (1, 1, "uniform"),
     (1, 2, "uniform"),
     (2, 1, [0, 5, 9]),
-    (2, 2, "uniform"),
-    (3, 1, [0, 1, 2, 9]),
-    (3, 2, "uniform"),
+    (3, 2, [0, 1, 2, 9]),
     (4, 1, [0, 1, 4, 8, 9]),
     (4, 2, "uniform"),
 ]
 
 
-def arrays_of(folder):
-    """{item/name: array} of everything in a checkpoint, as Orbax reads it."""
-    found = {}
-    for item in sorted(path for path in folder.iterdir() if path.is_dir()):
-        for name, array in items.read(item, lambda name: True).items():
-            found[f"{item.name}/{name}"] = np.asarray(array)
-    return found
-
-
-def assert_identical(found, wanted, what):
-    assert found.keys() == wanted.keys(), f"{what}: {found.keys() ^ wanted.keys()}"
-    for name, array in wanted.items():
-        assert found[name].dtype == array.dtype and found[name].shape == array.shape, f"{what}: {name}"
-        assert found[name].tobytes() == array.tobytes(), f"{what}: {name}"
-
-
-@pytest.mark.parametrize(("make", "meshes"), [(tied, MESHES), (untied, MESHES[2::3]), (mixed, MESHES[:5:3])])
+@pytest.mark.parametrize(("make", "meshes"), [(tied, MESHES), (untied, MESHES[2::2]), (mixed, MESHES[:4:3])])
 def test_every_mesh_reads_and_writes_the_same_bits(make, meshes, tmp_path):
     """Loading and saving again changes no bit at any mesh, so no bit changes between any two of them."""
     trained = engine_for(make([0, 2, 4, 9]), 3, 1)
@@ -106,56 +90,6 @@ def test_training_goes_on_as_if_uninterrupted(tmp_path, no_compiles):
             assert_close(engine.state.opt_state, jax.device_get(first.state.opt_state), 0)
         else:
             np.testing.assert_allclose(found, wanted, rtol=1e-6)
-
-
-def matrices(params):
-    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
-
-
-def groups(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "slow" if "shared" in jax.tree_util.keystr(path) else "fast", params
-    )
-
-
-def history(size):
-    """Keeps the last gradients of each param, as quasi-Newton methods do: a dim in front of rank and slot."""
-
-    def init(params):
-        return {"past": jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), params)}
-
-    def update(grads, state, params=None):
-        past = jax.tree.map(lambda kept, g: jnp.roll(kept, 1, 0).at[0].set(g), state["past"], grads)
-        return jax.tree.map(lambda kept: -0.1 * kept.mean(0), past), {"past": past}
-
-    return optax.GradientTransformation(init, update)
-
-
-OPTIMIZERS = {
-    "history": lambda: history(2),
-    "sgd": lambda: optax.sgd(0.1),
-    "masked": lambda: optax.chain(optax.clip(1.0), optax.masked(optax.trace(0.9), matrices), optax.sgd(0.1)),
-    "groups": lambda: optax.multi_transform({"fast": optax.adam(1e-2), "slow": optax.sgd(1e-2, momentum=0.5)}, groups),
-    "factored": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=4),
-    "filled": lambda: optax.adagrad(1e-2, initial_accumulator_value=0.1),
-    "noisy": lambda: optax.chain(optax.add_noise(0.01, 0.5, 1), optax.adam(optax.cosine_decay_schedule(1e-2, 9))),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_kind_of_optimizer_state(name, tmp_path):
-    """Nothing, masks, groups, factored moments, values that do not start at zero, keys and schedules."""
-    first = engine_for(untied([0, 2, 9]), 2, 1, OPTIMIZERS[name]())
-    first.train_batch(stream(batches(1)))
-    first.save_checkpoint(tmp_path, "a")
-    second = engine_for(untied([0, 4, 5, 9]), 3, 1, OPTIMIZERS[name](), key=jax.random.key(6))
-    second.load_checkpoint(tmp_path, "a")
-    second.save_checkpoint(tmp_path, "b")
-    assert_identical(arrays_of(tmp_path / "b"), arrays_of(tmp_path / "a"), name)
-    losses = [float(engine.train_batch(stream(batches(1, first=1)))) for engine in (first, second)]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-6)
-    if name != "noisy":  # its noise is drawn for whole stacks, whose shape depends on the cut
-        assert_close(second.to_layers(), jax.device_get(first.to_layers()), 1e-5 if name == "factored" else 1e-6)
 
 
 def test_layers_hold_what_one_layer_alone_would_have(tmp_path):

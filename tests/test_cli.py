@@ -134,8 +134,8 @@ def run(*arguments, **options):
 
 def test_nobody_reads_on():
     """As in `python -m jaxpipe plot ... | head -1`."""
-    with run("plot", "1f1b", "--stages", "32", "--micro-batches", "2000", stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline().startswith(b"1f1b: 32 ranks")
+    with run("plot", "1f1b", "--stages", "16", "--micro-batches", "1000", stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(b"1f1b: 16 ranks")
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141

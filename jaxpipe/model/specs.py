@@ -1,0 +1,110 @@
+"""What users put into the layer list: `Layer`, `LayerSpec` and `TiedLayerSpec`.
+
+A spec is built late, so that no device ever holds the whole model. `layers` turns the entries of a list into what is
+described in `kinds`.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxpipe.errors import LayerError
+from jaxpipe.types import Params, Tree
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A pure pair of functions.
+
+    Attributes:
+      init: `init(key, x) -> params`; `x` is a batch of the layer's input (its values are zeros, only shapes count).
+      apply: `apply(params, x) -> y`. It may name the keywords `key` (a PRNG key of this layer, micro-batch and data
+        rank; None when the caller gave no key), `train` and `deterministic` (bool); they are passed where they have no
+        default, or None, or for the flags a bool.
+      name: shown in messages and used in the names of parameters; no part of what makes layers alike.
+
+    Raises:
+      LayerError: `init` or `apply` is not callable, or `name` no string.
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Tree]
+    name: str = ""
+
+    def __post_init__(self):
+        for what in ("init", "apply"):
+            if not callable(getattr(self, what)):
+                raise LayerError(
+                    f"Layer({what}={getattr(self, what)!r}): a layer is a pair of functions, init(key, x) -> params and "
+                    "apply(params, x) -> y. One without parameters is a plain function in the layer list."
+                )
+        if not isinstance(self.name, str):
+            raise LayerError(f"Layer(name={self.name!r}): the name of a layer is a string.")
+
+
+class LayerSpec:
+    """A layer that is built where it is needed: `target(*args, **kwargs)`.
+
+    `target` is a `flax.nnx.Module` class or a function that makes such a module (its `rngs` argument is filled in), a
+    `flax.linen.Module` class, or a function that returns a `Layer`; a `functools.partial` of these too. Specs that
+    compute the same make layers of one kind, which are stacked, sharded over the ranks and scanned.
+    """
+
+    def __init__(self, target: Callable[..., Any], *args: Any, **kwargs: Any):
+        if not callable(target):
+            raise LayerError(
+                f"LayerSpec({target!r}): the first argument is a flax module class or a function that returns a "
+                "jaxpipe.Layer; the arguments to build it with follow."
+            )
+        self.target, self.args, self.kwargs = target, args, kwargs
+
+    @property
+    def name(self) -> str:
+        target = self.target.func if isinstance(self.target, functools.partial) else self.target
+        return getattr(target, "__name__", type(target).__name__)
+
+    def __repr__(self) -> str:
+        arguments = [repr(a) for a in self.args] + [f"{k}={v!r}" for k, v in self.kwargs.items()]
+        return f"{self.name}({', '.join(arguments)})"
+
+
+class TiedLayerSpec(LayerSpec):
+    """A layer that shares one set of weights with every other `TiedLayerSpec` of the same `key`.
+
+    The first use in the list owns the weights: its arguments build them, its index seeds and stores them. Gradients of
+    all uses are summed.
+
+    Args:
+      key: identity of the tie.
+      target: as for `LayerSpec`; all uses of one key name the same target and arguments.
+      forward_fn: `forward_fn(module, x)` replaces the plain call, for example to use an embedding as the output
+        projection. It gets the flax module with its weights, or the params when `target` makes a `Layer`; and `train` and
+        `deterministic` (with a `Layer` also `key`) as `Layer.apply` does.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        target: Callable[..., Any],
+        *args: Any,
+        forward_fn: Callable[..., Tree] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(target, *args, **kwargs)
+        try:
+            hash(key)
+        except TypeError:
+            key = None  # type: ignore[assignment]
+        if key is None:
+            raise LayerError(
+                "TiedLayerSpec(key, ...): the key, a string, names the tie, but it was None or unhashable."
+            )
+        if forward_fn is not None and not callable(forward_fn):
+            raise LayerError(
+                f"TiedLayerSpec({key!r}, ..., forward_fn={forward_fn!r}): it is a function (module, x) -> y."
+            )
+        self.key, self.forward_fn = key, forward_fn
+
+    def __repr__(self) -> str:
+        return f"Tied[{self.key}]:{super().__repr__()}"

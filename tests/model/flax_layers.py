@@ -1,0 +1,27 @@
+"""Layers of flax modules, called as the pipeline calls them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxpipe
+from jaxpipe.model.layers import bind
+
+X = jnp.ones((4, 8))
+KEY = jax.random.key(3)
+Spec = jaxpipe.LayerSpec
+
+
+def run(entry, train=True, key=KEY, x=X):
+    (layer,) = bind([entry])
+    params = layer.init(jax.random.key(0), x)
+    return jax.jit(lambda p, x, k: layer.apply(p, x, k, train))(params, x, key if layer.uses_key else None)
+
+
+def factor(entry, **options):
+    return float(run(entry, **options)[0, 0])
+
+
+def dropped(entry, **options):
+    y = np.asarray(run(entry, **options))
+    return bool((y == 0).any())

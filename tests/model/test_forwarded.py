@@ -1,0 +1,36 @@
+"""Whether a result is one of the inputs, unchanged, also through calls."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxpipe.model.forwarded import origin
+
+A, B = jnp.ones(3), jnp.zeros(3)
+
+
+@jax.custom_jvp
+def custom(a, b):
+    return b, a + b
+
+
+custom.defjvp(lambda primals, tangents: (custom(*primals), custom(*tangents)))
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (lambda a, b: (b, a), [1, 0]),
+        (lambda a, b: (a + 0, a), [None, 0]),
+        (lambda a, b: (jnp.ones(3), 2.0), [None, None]),
+        (jax.jit(lambda a, b: (b, a * 2)), [1, None]),
+        (jax.checkpoint(lambda a, b: (a * 2, a)), [None, 0]),
+        (lambda a, b: jax.jit(lambda x, y: (y, x))(*jax.jit(lambda x, y: (y, x))(a, b)), [0, 1]),
+        (lambda a, b: jax.jit(lambda x, y: (y, x))(a * 2, b), [1, None]),
+        (custom, [1, None]),
+        (lambda a, b: jax.lax.cond(a.sum() > 0, lambda a, b: (a, b), lambda a, b: (b, a), a, b), [None, None]),
+    ],
+)
+def test_origins(function, wanted):
+    traced = jax.make_jaxpr(function)(A, B)
+    assert [origin(traced, result) for result in range(2)] == wanted

@@ -1,0 +1,66 @@
+"""Kinds and recipes of functions: what is handed to them, and that nothing gets out that is no JAX array."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpipe.model.blame import Fault, blame
+from jaxpipe.model.kinds import BoundLayer, Kind, recipe_of_callable, recipe_of_layer
+from jaxpipe.model.specs import Layer
+
+X, KEY = jnp.ones(3), jax.random.key(0)
+
+
+def test_what_a_kind_returns_is_canonical():
+    kind = Kind(lambda key, x: {"w": np.ones(2, np.float64)}, lambda params, x, key, train: (1.5, np.int64(3)))
+    params, (y, n) = kind.init(KEY, X), kind.apply({}, X, None, True)
+    assert params["w"].dtype == y.dtype == jnp.float32 and n.dtype == jnp.int32
+    assert all(isinstance(leaf, jax.Array) and not leaf.weak_type for leaf in (params["w"], y, n))
+    with pytest.raises(Fault, match="returned 'text' of type str"):
+        Kind(lambda key, x: "text", kind.apply).init(KEY, X)
+
+
+def test_errors_that_leave_a_kind_say_whose_they_are():
+    """A mistake in shapes is told as a misfit of two layers only if JAX made it, which can be seen here and no later."""
+    kind = Kind(lambda key, x: {}, lambda params, x, key, train: x @ jnp.ones((4, 4)))
+    with pytest.raises(TypeError, match="layer 3 cannot take its input: layer 2 returns float32"):
+        with blame("layer 3", lambda: "layer 2 returns float32[3]"):
+            kind.apply({}, X, None, True)
+
+
+def test_a_layer_asks_for_its_kind():
+    kind = Kind(lambda key, x: {}, lambda params, x, key, train: x, uses_key=True)
+    layer = BoundLayer("Mine", kind)
+    assert (layer.init, layer.apply, layer.uses_key) == (kind.init, kind.apply, True)
+
+
+def test_recipe_of_a_pair():
+    layer = Layer(lambda key, x: {"w": jnp.float32(2)}, lambda p, x, key, train=False: (p["w"] * x, key is None, train))
+    recipe = recipe_of_layer("given", layer)
+    assert recipe.name == "given" and recipe_of_layer("given", Layer(layer.init, layer.apply, "Own")).name == "Own"
+    kind = recipe.adapt()
+    assert kind.uses_key
+    y, no_key, train = kind.apply(kind.init(KEY, X), X, None, True)
+    assert (y == 2).all() and no_key and train
+    assert not kind.apply(kind.init(KEY, X), X, KEY, False)[2]
+    other = recipe_of_layer("given", layer, forward_fn=lambda p, x: x - p["w"])
+    assert (other.adapt().apply({"w": jnp.float32(2)}, X, None, True) == -1).all() and other.source != recipe.source
+
+
+def test_recipe_of_a_function():
+    def drop(x, deterministic=True, *, key=None):
+        return x * (1.0 if deterministic else 0.0)
+
+    kind = recipe_of_callable(drop).adapt()
+    assert kind.init(KEY, X) == {} and kind.uses_key
+    assert (kind.apply({}, X, KEY, True) == 0).all()
+    assert (kind.apply({}, X, KEY, False) == 1).all() and (kind.apply({}, X, None, True) == 1).all(), (
+        "no key, no dropout"
+    )
+    assert (
+        recipe_of_callable(functools.partial(drop)).name == "drop" and recipe_of_callable(lambda x: x).name == "lambda"
+    )
+    assert recipe_of_callable(jnp.tanh).source[1] is jnp.tanh

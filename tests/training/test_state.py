@@ -1,0 +1,45 @@
+"""The state at step 0: whose it is, and where it lies."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from jaxpipe.optimizer.arguments import checked
+from jaxpipe.optimizer.layerwise import Layerwise
+from jaxpipe.training.state import make_state
+from tests.optimizer.layouts import layout, mesh, random_params
+
+
+def made(key):
+    optimizer = Layerwise(checked(optax.adam(1e-2)), layout(), mesh(), layout().shapes(), {})
+    params = random_params()
+    return params, *make_state(params, optimizer, key, mesh())
+
+
+def test_it_begins_at_zero_around_the_params():
+    params, state, _ = made(jax.random.key(3))
+    assert state.step.shape == () and state.step.dtype == jnp.int32 and state.step == 0
+    assert state.params is params
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_every_leaf_lies_where_its_sharding_says():
+    _, state, shardings = made(jax.random.key(3))
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    assert shardings.step.spec == shardings.key.spec == PartitionSpec()
+    assert shardings.params["stacked"]["Block"]["w"].spec == PartitionSpec("pipe")
+
+
+def test_the_key_of_the_caller_lives_on():
+    key = jax.random.key(3)
+    _, state, _ = made(key)
+    state.key.delete()
+    assert (jax.random.key_data(key) == jax.random.key_data(jax.random.key(3))).all()
+
+
+def test_it_is_a_tree():
+    _, state, _ = made(jax.random.PRNGKey(3))
+    again = jax.tree.map(lambda leaf: leaf, state)
+    assert type(again) is type(state) and again.key.dtype == jnp.uint32, "an older key stays one"
