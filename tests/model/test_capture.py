@@ -89,7 +89,9 @@ odd.defvjp(lambda x: (odd(x), x), lambda x, dy: (dy * 100 * x,))
 other.defjvp(lambda primals, tangents: (other(*primals), tangents[0] * 7))
 
 
-@pytest.mark.parametrize("function", [odd, other, jax.checkpoint(odd), jax.jit(other)])
+@pytest.mark.parametrize(
+    "function", [odd, other, jax.checkpoint(odd), jax.jit(other)], ids=["vjp", "jvp", "checkpoint", "jit"]
+)
 def test_derivatives_that_users_have_written_stay(function):
     x = jnp.asarray([1.0, -2.0])
     captured = capture(function, *avals((x,)))

@@ -93,7 +93,7 @@ def test_layers_come_back_from_any_cut(cuts):
 
 def test_addresses():
     layout = Layout(MODULE, (0, 3, 5, 8), LAYERS)
-    tie, stack, odd = Address("shared", "0_make"), Address("stacked", "block"), Address("shared", "4_Odd")
+    tie, stack, odd = Address("shared", "0_Odd"), Address("stacked", "block"), Address("shared", "4_Odd")
     assert [layout.address_of(layer) for layer in range(8)] == [tie, stack, None, stack, odd, stack, stack, tie]
     assert [layout.stage_of(layer) for layer in range(8)] == [0, 0, 0, 1, 1, 2, 2, 2]
 
