@@ -63,6 +63,12 @@ IMPORTED_ONLY_IN = {
     "safetensors": {"checkpoint/weights.py"},
     "chex": set(),
 }
+# The groups of the params tree are spelled out in one file only; the rest asks the layout.
+GROUPS_SPELLED_IN = {
+    "model/layout.py": "",
+    "optimizer/natural.py": "to be moved",
+    "checkpoint/homes.py": "to be moved",
+}
 # Integers only: testable by the thousand without a device.
 WITHOUT_ARRAYS = (
     "schedules/",
@@ -138,6 +144,31 @@ def test_collectives_are_where_they_belong(path):
         if isinstance(node, ast.alias):
             used = node.name.split(".")[-1]
         assert name_of(path) in ONLY_IN.get(used, {name_of(path)}), f"{used} belongs into {ONLY_IN[used]}"
+
+
+@by_path
+def test_groups_of_the_params_tree_are_spelled_in_the_layout(path):
+    """Whole literals only, so docstrings may show what the params tree looks like."""
+    spelled = {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in ("stacked", "shared")
+    }
+    if name_of(path) in GROUPS_SPELLED_IN:
+        assert spelled, "take it off GROUPS_SPELLED_IN"
+    else:
+        assert not spelled, f"{spelled}: use STACKED and SHARED of model/layout.py, or ask the layout"
+
+
+@by_path
+def test_columns_of_a_row_are_known_to_rows_only(path):
+    """Nobody else takes `row[2]`, or a piece of a row, by a number that is written out."""
+    if not name_of(path).startswith(("lowering/", "executor/")) or name_of(path) == "lowering/rows.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in ("row", "here"):
+            numbers = [n.value for n in ast.walk(node.slice) if isinstance(n, ast.Constant)]
+            assert not numbers, f"line {node.lineno}: ask Columns.decode of lowering/rows.py"
 
 
 @by_path

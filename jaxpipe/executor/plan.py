@@ -97,7 +97,7 @@ class TrainPlan:
         """
         held = jax.tree.leaves(self.weights.avals())
         sums = jax.tree.leaves(jax.eval_shape(self.weights.blank_gradients, self.weights.avals()))
-        saved = self.store.avals(self.program.pools[SAVED]).values()
+        saved = self.store.avals(self.program.pools[SAVED])
         messages = [
             size * _bytes(self.codecs[value].spec)
             for value, size in self.program.inboxes.items()

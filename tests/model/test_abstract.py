@@ -1,68 +1,65 @@
-"""Shapes with the axes bound that a step binds; and collectives in which ranks would wait for ever."""
+"""Shapes with the mesh axes bound, and functions in which ranks would wait for ever."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 import jaxpipe
-from jaxpipe.model.abstract import abstract, axes_of, equations, with_data_axis
+from jaxpipe.model.abstract import abstract, axes_of, equations, on_one_data_rank, with_axes
 from jaxpipe.model.blame import Fault
+from jaxpipe.model.capture import capture
 
-X = jax.ShapeDtypeStruct((4, 3), jnp.float32)
-MESH = jaxpipe.make_mesh(pipe=2, data=2)
-
-
-def gathered(x):
-    return jax.lax.all_gather(x, "data", tiled=True), jax.lax.psum(x, "data").sum()
+X = jax.ShapeDtypeStruct((3, 4), jnp.float32)
 
 
-def test_collectives_over_data():
-    assert abstract(gathered, X) == (X, jax.ShapeDtypeStruct((), jnp.float32)), "of one device without a mesh"
-    assert abstract(gathered, X, mesh=MESH)[0].shape == (8, 3)
+def gather(x):
+    return jax.lax.all_gather(x, "data", tiled=True)
 
 
-def test_arguments_are_taken_as_shapes():
-    def fails_on_values(tree):
-        assert isinstance(tree["x"], jax.core.Tracer)
-        return tree["x"].T
-
-    assert abstract(fails_on_values, {"x": jnp.ones((4, 3))}).shape == (3, 4)
+def test_axes_have_the_sizes_of_the_mesh():
+    assert abstract(gather, X, mesh=jaxpipe.make_mesh(pipe=2, data=4)).shape == (12, 4)
+    assert abstract(gather, X, mesh=jaxpipe.make_mesh(pipe=2)).shape == (3, 4)
+    assert on_one_data_rank(lambda x: {"y": gather(x), "none": None}, X) == {"y": X, "none": None}
 
 
-def permuted(x):
-    return jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
+def test_what_is_traced_under_axes_runs_under_those_of_another_shard_map():
+    mesh, kept = jaxpipe.make_mesh(pipe=1, data=2), []
+    with_axes(mesh, lambda: kept.append(capture(lambda x: jax.lax.psum(x, "data"), X)) or ())()
+    spec = jax.P("data")
+    x = jnp.arange(24.0).reshape(6, 4)
+    found = jax.jit(jax.shard_map(kept[0], mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))(x)
+    assert (found == jnp.concatenate([x[:3] + x[3:]] * 2)).all()
 
 
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (permuted, "uses jax.lax.ppermute"),
-        (jax.jit(permuted), "uses jax.lax.ppermute"),
-        (lambda x: jax.lax.psum(x, "pipe"), 'names the mesh axis "pipe"'),
-        (lambda x: jax.lax.pmean(x, ("data", "pipe")), 'names the mesh axis "pipe"'),
-        (lambda x: jax.lax.fori_loop(0, 2, lambda _, y: jax.lax.psum(y, "pipe"), x), 'names the mesh axis "pipe"'),
-    ],
-    ids=["permute", "inside jit", "pipe", "both", "inside a loop"],
-)
-def test_what_would_wait_for_ever(function, message):
-    with pytest.raises(Fault, match=message):
-        abstract(function, X, mesh=MESH)
+WRAPPED = {
+    "plain": lambda f: f,
+    "jit": jax.jit,
+    "cond": lambda f: lambda x: jax.lax.cond(x.sum() > 0, lambda x: x, f, x),
+    "scan": lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c), None), x, length=2)[0],
+    "while": lambda f: lambda x: jax.lax.while_loop(lambda c: f(c).sum() > 0, lambda c: c, x),
+    "checkpoint": jax.checkpoint,
+}
 
 
-def test_one_rank_may_permute():
-    assert abstract(permuted, X, mesh=jaxpipe.make_mesh(pipe=1, data=2)).shape == X.shape
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_collectives_that_never_end_are_found_wherever_they_are(wrap):
+    def permute(x):
+        return jax.lax.ppermute(x, "data", [(0, 1), (1, 0)])
+
+    two, one = jaxpipe.make_mesh(pipe=2, data=2), jaxpipe.make_mesh(pipe=1, data=2)
+    with pytest.raises(Fault, match="ppermute"):
+        abstract(wrap(permute), X, mesh=two)
+    assert abstract(wrap(permute), X, mesh=one) == X
+    with pytest.raises(Fault, match='names the mesh axis "pipe" \\(in psum'):
+        abstract(wrap(lambda x: jax.lax.psum(x, ("data", "pipe"))), X, mesh=one)
+    with pytest.raises(Fault, match='names the mesh axis "pipe" \\(in axis_index'):
+        abstract(wrap(lambda x: x * jax.lax.axis_index("pipe").astype(x.dtype)), X, mesh=two)
 
 
-def test_data_as_an_axis_of_a_trace():
-    assert jax.eval_shape(with_data_axis(lambda x: jax.lax.psum(x, "data"), 3), X).shape == (3, 4, 3)
-
-
-def test_equations_in_bodies_are_found():
-    def nested(x):
-        return jax.lax.cond(x.sum() > 0, lambda x: jax.jit(jnp.sin)(x), lambda x: jax.lax.psum(x, "data"), x)
-
-    traced = jax.make_jaxpr(nested, axis_env=[("data", 2)])(jnp.ones(3))
-    found = {equation.primitive.name: equation for equation in equations(traced)}
-    assert {"cond", "sin"} <= found.keys()
-    assert {"data"} in [axes_of(equation) for equation in equations(traced)]
-    assert axes_of(found["sin"]) == set()
+def test_equations_of_all_branches():
+    traced = jax.make_jaxpr(lambda x: jax.lax.switch(0, [jnp.sin, jnp.cos, jax.jit(jnp.tan)], x))(1.0)
+    assert {"sin", "cos", "tan"} <= {equation.primitive.name for equation in equations(traced)}
+    traced = jax.make_jaxpr(gather, axis_env=[("data", 2)])(X)
+    assert [axes_of(equation) - {()} for equation in equations(traced) if "gather" in equation.primitive.name] == [
+        {"data"}
+    ]

@@ -1,0 +1,155 @@
+"""The loop on programs whose ops only add integers, against a plain replay of the schedule."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxpipe
+from jaxpipe import schedules
+from jaxpipe.executor import loop
+from jaxpipe.lowering.channels import DX, Y, clock
+from jaxpipe.lowering.lower import lower
+from jaxpipe.lowering.program import SAVED
+from jaxpipe.lowering.rows import Now
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Carry:
+    """`log` depends on every value and on the order of the ops; `kept` is what F keeps for B; nothing changes `fixed`."""
+
+    log: jax.Array
+    kept: jax.Array
+    fixed: jax.Array
+
+
+WIRE = [jax.ShapeDtypeStruct((2,), jnp.int32)]
+SPOILED = -(10**6)
+
+
+def run(program, program_ids, pause=None):
+    """The logs of all ranks."""
+    last = program.num_ranks - 1
+    mail = loop.Mail(program, {Y: WIRE, DX: WIRE})
+    slots = program.pools.get(SAVED, 1)
+
+    def branch_of(kind, number):
+        def forward(carry, inbox, now):
+            x = jnp.stack([now.micro_batch + 7, now.micro_batch * 3])
+            if number != 0:
+                x = mail.read(inbox, Y, now)[0]
+            slot = now.slots.get(SAVED, 0)
+            y = x * (number + 2) + now.stage
+            carry = replace(carry, log=carry.log * 31 + y, kept=carry.kept.at[slot].set(x), fixed=carry.fixed + 1)
+            return carry, {} if number == program_ids[last] and last > 0 else {Y: [y]}
+
+        def backward(carry, inbox, now):
+            kept = carry.kept[now.slots[SAVED]]
+            gradient = kept + 5 if number == program_ids[last] else mail.read(inbox, DX, now)[0]
+            dx = gradient * 2 + kept * (number + 1)
+            carry = replace(carry, log=carry.log * 37 + dx, kept=carry.kept.at[now.slots[SAVED]].set(SPOILED))
+            return carry, {DX: [dx]} if number != 0 else {}
+
+        return loop.Branch({"F": forward, "B": backward}[kind], ("log", "kept"))
+
+    def one_rank(rank):
+        carry = Carry(jnp.zeros(2, jnp.int32), jnp.full((slots, 2), SPOILED, jnp.int32), jnp.zeros((), jnp.int32))
+        carry = loop.run(mail, rank[0], branch_of, program_ids, carry, pause)
+        return carry.log[None], carry.fixed[None]
+
+    mesh = jaxpipe.make_mesh(pipe=program.num_ranks)
+    mapped = jax.shard_map(one_rank, mesh=mesh, in_specs=P("pipe"), out_specs=P("pipe"), check_vma=False)
+    log, fixed = jax.jit(mapped)(jnp.arange(program.num_ranks, dtype=jnp.int32))
+    assert (fixed == 0).all(), "a branch changes only what it says"
+    return log
+
+
+def replay(schedule, program_ids, pause=None):
+    """Op by op in the order of the clock; values by name, so that no slot, inbox or permute is involved."""
+    stages = schedule.num_stages
+    log = np.zeros((stages, 2), np.int32)
+    made = {}
+    ticks = clock(schedule)
+    total = 1 + max(ticks.values())
+    with np.errstate(over="ignore"):
+        for tick in range(total):
+            for (kind, stage, m), when in ticks.items():
+                if when != tick:
+                    continue
+                number = np.int32(program_ids[stage])
+                x = np.asarray([m + 7, m * 3], np.int32) if stage == 0 else made["F", stage - 1, m]
+                if kind == "F":
+                    made[kind, stage, m] = x * (number + 2) + np.int32(stage)
+                    log[stage] = log[stage] * 31 + made[kind, stage, m]
+                else:
+                    gradient = x + 5 if stage == stages - 1 else made["B", stage + 1, m]
+                    made[kind, stage, m] = gradient * 2 + x * (number + 1)
+                    log[stage] = log[stage] * 37 + made[kind, stage, m]
+            if pause is not None:
+                done = tick + 1
+                first, every = pause
+                if done == total or (done > first and (done - first) % every == 0):
+                    turn = max(0, -(-(done - first) // every) - 1)
+                    log = log * 41 + turn
+    return log
+
+
+CASES = [("1f1b", 1, 3), ("1f1b", 4, 6), ("1f1b", 4, 1), ("eager_1f1b", 3, 5), ("gpipe", 3, 2), ("gpipe", 1, 1)]
+
+
+@pytest.mark.parametrize(("name", "stages", "micro_batches"), CASES, ids=["-".join(map(str, c)) for c in CASES])
+def test_a_program_does_what_its_schedule_says(name, stages, micro_batches):
+    """The ranks between run one stage program, so the branches of a phase are fewer than the ranks."""
+    schedule = schedules.get(name, stages, micro_batches)
+    program_ids = [0, *[1] * (stages - 2), 2] if stages > 1 else [0]
+    found = run(lower(schedule), program_ids)
+    np.testing.assert_array_equal(found, replay(schedule, program_ids))
+
+
+@pytest.mark.parametrize(
+    ("stages", "micro_batches", "first", "every"), [(3, 5, 2, 3), (3, 1, 2, 3), (1, 4, 0, 1), (2, 4, 1, 2)]
+)
+def test_pauses(stages, micro_batches, first, every):
+    """After `first` + `every` ticks, then after every `every`, and after the last one."""
+    schedule = schedules.forward_only(stages, micro_batches)
+    program_ids = list(range(stages))
+
+    def pause(turn, carry):
+        return replace(carry, log=carry.log * 41 + turn)
+
+    found = run(lower(schedule), program_ids, loop.Pause(first, every, pause))
+    np.testing.assert_array_equal(found, replay(schedule, program_ids, (first, every)))
+
+
+def test_arrivals_are_kept_by_slot_or_used_as_they_come():
+    program = lower(schedules.one_f_one_b(3, 4))
+    direct = loop.Mail(program, {Y: WIRE, DX: WIRE})
+    assert direct.is_direct(Y) and direct.empty_inbox()[Y][0].shape == (2,)
+    now = Now(0, 0, {}, jnp.int32(0))
+    inbox = direct.put(direct.empty_inbox(), Y, jnp.int32(-1), [jnp.asarray([1, 2])])
+    assert direct.read(inbox, Y, now)[0].tolist() == [1, 2], "what the permute brings is there until the next one"
+
+    kept = loop.Mail(replace(program, direct=frozenset(), inboxes={Y: 3}), {Y: WIRE})
+    inbox = kept.empty_inbox()
+    assert inbox[Y][0].shape == (3, 2)
+    for slot, value in ((2, 20), (0, 5), (-1, 99)):
+        inbox = kept.put(inbox, Y, jnp.int32(slot), [jnp.full(2, value)])
+    assert inbox[Y][0].tolist() == [[5, 5], [0, 0], [20, 20]], "slot -1 stores nothing"
+    assert [kept.read(inbox, Y, now._replace(read=jnp.int32(s)))[0].tolist() for s in (0, 2)] == [[5, 5], [20, 20]]
+
+
+def test_poisoned_messages():
+    floats = [jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)]
+    mail = loop.Mail(lower(schedules.one_f_one_b(2, 2)), {Y: floats, DX: floats}, poison=True)
+    assert np.isnan(mail.blank(Y)[0]).all() and mail.blank(Y)[1] == 0
+
+
+def test_run_if():
+    run_if = jax.jit(
+        lambda wanted: loop.run_if(wanted, lambda c, a: {"n": c["n"] + a}, {"n": jnp.int32(1)}, jnp.int32(5))
+    )
+    assert (run_if(True)["n"], run_if(False)["n"]) == (6, 1)

@@ -1,0 +1,86 @@
+"""A whole model as one stage: forward, tail and backward against `jax.value_and_grad` of plain functions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpipe import schedules
+from jaxpipe.executor.plan import TrainPlan
+from jaxpipe.executor.stage_program import MicroBatch
+from jaxpipe.model import keys
+from tests.compare import assert_close
+from tests.executor.small import BLOCK, LAYERS, make_batch, prepared
+
+KEY = jax.random.key(4, impl="rbg")  # it compiles faster than the usual one
+LAYOUT, MESH, PROGRAM, PARAMS = prepared((0, 6), schedules.one_f_one_b(1, 2))
+BATCH = make_batch(2)
+
+
+def plain(layers, ids, labels, key):
+    x = ids
+    for index, (layer, params) in enumerate(zip(LAYERS, layers, strict=True)):
+        more = {"key": keys.layer_key(key, index)} if layer is BLOCK else {}
+        x = layer.apply(params, x, **more)
+    return ((x - labels) ** 2).mean()
+
+
+@pytest.fixture(scope="module")
+def wanted():
+    """Loss and gradients of micro-batch 1."""
+    layers = jax.device_get(LAYOUT.to_layers(PARAMS))
+    return jax.jit(jax.value_and_grad(plain, allow_int=True))(layers, BATCH[0][1], BATCH[1][1], KEY)
+
+
+def program_of(remat):
+    plan = TrainPlan(LAYOUT, MESH, PROGRAM, remat, BATCH, KEY)
+    (program,) = plan.programs
+    return plan, program
+
+
+@pytest.mark.parametrize("remat", ["layer", "none", "stage", 3])
+def test_forward_and_backward(remat, wanted):
+    plan, program = program_of(remat)
+
+    @jax.jit
+    def run(params, ids, labels, key):
+        held = plan.weights.enter(params)
+        buffers = plan.store.allocate(3, poison=True)
+        micro_batch = MicroBatch(key, ids, labels, jnp.int32(1), jnp.int32(0))
+        y, buffers = program.forward(held, ids, micro_batch, buffers)
+        grads = plan.weights.blank_gradients(held)
+        total, dy, grads = program.loss_and_gradient(held, micro_batch, buffers, grads, jnp.float32(0.5))
+        dx, grads = program.backward(held, dy, micro_batch, buffers, grads)
+        return y, buffers, total, dx, plan.weights.leave(grads)
+
+    ids, labels = BATCH[0][1], BATCH[1][1]
+    y, buffers, total, dx, grads = run(PARAMS, ids, labels, KEY)
+    assert y["h"].shape == (4, 3) and dx == [], "the forward stops before the tail; integers have no gradient"
+    found = LAYOUT.to_layers(grads)
+    assert_close(total, wanted[0], 1e-6)
+    for index, (a, b) in enumerate(zip(found, wanted[1], strict=True)):
+        assert_close(a["w"], 0.5 * b["w"], 2e-6, f"layer {index}")
+        assert a["n"] == 0
+    for name, buffer in buffers.items():
+        if jnp.issubdtype(buffer.dtype, jnp.inexact):
+            assert np.isnan(buffer[0]).all() and np.isnan(buffer[2]).all(), f"{name}: only its own slot was written"
+
+
+def test_what_is_in_the_batch_is_not_kept():
+    """The first unit's input is known where the unit does not repeat; then everything has one entry per repetition."""
+    _, program = program_of("layer")
+    start, blocks = program.segments
+    assert (start.known, start.repeats, start.kept, start.entries) == (True, 1, [], ())
+    assert (blocks.known, blocks.repeats) == (False, 4)
+    assert [leaf.shape for leaf in blocks.kept] == [(4, 3), (4,)]
+    _, program = program_of("stage")
+    (whole,) = program.segments
+    assert whole.known and whole.entries == () and len(whole.unit.parts) == 2
+    assert program.tail is not None and [part.label for part in program.tail.parts] == ["layer 5 (Head)"]
+
+
+def test_entries_are_as_many_as_are_made():
+    plan, program = program_of(3)
+    assert [(segment.repeats, segment.unit.parts[0].count) for segment in program.segments] == [(1, 1), (1, 3), (1, 1)]
+    sizes = {name: aval.shape[:2] for name, aval in plan.store.avals(2).items()}
+    assert sizes == {"float32[4,3]": (2, 3), "int32[4]": (2, 3)}, "two units of blocks, and the tail's input"
