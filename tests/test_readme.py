@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and docs/ say: the examples run, the tables are what the code gives, names and links exist."""
+"""What the pages say (README, CONTRIBUTING, docs): examples run, tables are what the code gives, names and links exist."""
 
 import importlib.util
 import inspect
@@ -18,7 +18,12 @@ from jaxpipe.lowering.lower import lower
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 PYTHON = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
