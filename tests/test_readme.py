@@ -1,4 +1,4 @@
-"""What README.md, CONTRIBUTING.md and docs/ say: the examples run, the tables are what the code gives, names and links exist."""
+"""What the pages say (README, CONTRIBUTING, docs): examples run, tables are what the code gives, names and links exist."""
 
 import importlib.util
 import inspect

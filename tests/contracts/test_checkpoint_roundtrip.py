@@ -1,6 +1,6 @@
 """Saved here, loaded there: bit-identical at every mesh and cut; training goes on as if nothing had happened.
 
-What the different optimizers keep is tested in `test_optimizer_rules`.
+What the different optimizers keep is tested in `test_optimizer_checkpoints`.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""What may be an optimizer, what it is given, where its state is, and what it costs."""
-
-import math
-import re
+"""What may be an optimizer, what it is given, and how it is used in a hand-written loop."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +8,9 @@ import pytest
 
 import jaxpipe
 from jaxpipe.errors import ConfigError, LayerError
-from jaxpipe.model.values import raw
-from tests.checkpoint.on_disk import arrays_of, assert_identical
 from tests.models import MODELS, make_batch
 from tests.optimizer.engines import M, data, engine_for
-from tests.optimizer.optimizers import OPTIMIZERS, by_ndim, error, natural
+from tests.optimizer.optimizers import by_ndim, error, natural
 
 
 def only_init():
@@ -159,141 +154,6 @@ def test_pairs_of_params_trees():
         tx.update(jax.tree.leaves(params), state, pair)
     with pytest.raises(ConfigError, match="value_fn= is a function of the params"):
         tx.update(params, state, pair, value_fn=lambda p: p)
-
-
-# ---------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def history(size):
-    """Keeps the last gradients of each param, as quasi-Newton methods do: a dim in front of those of the param."""
-
-    def init(params):
-        return {"past": jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype), params)}
-
-    def update(grads, state, params=None):
-        past = jax.tree.map(lambda kept, g: jnp.roll(kept, 1, 0).at[0].set(g), state["past"], grads)
-        return jax.tree.map(lambda kept: -0.1 * kept.mean(0), past), {"past": past}
-
-    return optax.GradientTransformation(init, update)
-
-
-# Nothing, masks, groups, factored moments, values that do not start at zero, keys, schedules, a dim in front, no names.
-KEPT = {
-    name: OPTIMIZERS[name]
-    for name in ("adafactor", "by_path", "multi_steps", "hyperparams", "lookahead", "sm3", "nameless")
-}
-KEPT |= {
-    "nothing": optax.sgd(0.1),
-    "history": history(2),
-    "filled": optax.adagrad(1e-2, initial_accumulator_value=0.1),
-    "masked": optax.chain(optax.clip(1.0), optax.masked(optax.trace(0.9), by_ndim), optax.sgd(0.1)),
-    "noisy": optax.chain(optax.add_noise(0.01, 0.5, 1), optax.adam(optax.cosine_decay_schedule(1e-2, 9))),
-}
-
-
-@pytest.mark.parametrize("name", KEPT)
-def test_state_loads_at_another_number_of_stages(name, tmp_path):
-    """Two steps at S = 2, a checkpoint, a step at S = 3: as three steps at S = 2. The state comes back bit by bit."""
-    writer, items = engine_for(KEPT[name], 2), data(3)
-    for _ in range(2):
-        writer.train_batch(items)
-    folder = writer.save_checkpoint(tmp_path, "a")
-    reader = engine_for(KEPT[name], 3)
-    reader.load_checkpoint(tmp_path)
-    reader.save_checkpoint(tmp_path, "b")
-    assert_identical(arrays_of(tmp_path / "b"), arrays_of(tmp_path / "a"), name)
-    states = [e.optimizer.natural_state(e.state.opt_state) for e in (writer, reader)]
-    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
-    for one, two in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(raw(one), raw(two))
-    writer.train_batch(items)
-    reader.train_batch(data(1, first=2))
-    assert error(jax.device_get(reader.to_layers()), jax.device_get(writer.to_layers())) <= 1e-6
-    stored = {item.name for item in (tmp_path / folder).iterdir()}
-    assert {f"layer_{i:03d}" for i in range(7)} <= stored
-
-
-def test_state_is_kept_with_its_layer():
-    """Per layer what belongs to a layer, named as in the state of optax; once what does not."""
-    engine = engine_for(OPTIMIZERS["by_path"], 2)
-    found = engine._homes().expected(engine.state)
-    in_layer = {index: {n for n in found[f"layer_{index:03d}"] if "mu" in n or "trace" in n} for index in range(7)}
-    assert not in_layer[0] and not in_layer[2]  # frozen: no moments
-    assert any("fast" in name and name.endswith("mu/w") for name in in_layer[1])
-    assert in_layer[1] == in_layer[3] == in_layer[4] == in_layer[5]
-    assert all("mu" not in name and "nu" not in name for name in found["state"])
-    assert sum("count" in name for name in found["state"]) >= 1
-
-
-# --------------------------------------------------------------------------------------------------------------- costs
-
-COLLECTIVE = r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
-
-
-def moved(text):
-    """Entries that come out of the collectives of a compiled program, one number for each of them."""
-    found = []
-    for match in re.finditer(COLLECTIVE, text):
-        shapes = re.findall(r"[a-z]+\d*\[([\d,]*)\]", match[1])
-        found.append(sum(math.prod(int(d) for d in shape.split(",") if d) for shape in shapes))
-    return found
-
-
-def compiled_update(tx, blocks, stages=4, ends=False):
-    """The update of a model of like blocks, compiled from shapes; `ends`: with two layers that occur once."""
-
-    def init(key, x):
-        return {"a": {"kernel": jnp.ones((16, 32)), "bias": jnp.ones(32)}, "b": {"kernel": jnp.ones((32, 16))}}
-
-    block = jaxpipe.Layer(init, lambda p, x: x, "Block")
-    layers = [block] * blocks
-    if ends:
-        layers = [jaxpipe.Layer(lambda k, x: {"e": jnp.ones((64, 16))}, lambda p, x: x, "Embed"), *layers]
-    pipe = jaxpipe.Pipeline(jaxpipe.PipelineModule(layers, partition_method="uniform"), jaxpipe.make_mesh(pipe=stages))
-    params = pipe.init(jax.random.key(0), jnp.ones((2, 16)))
-    tx = pipe.optimizer(tx)
-    state = tx.init(params)
-    return jax.jit(lambda g, s, p: tx.update(g, s, p, value=jnp.float32(1))).lower(params, state, params).compile()
-
-
-SEPARATE = [
-    "sgd",
-    "adam",
-    "adamw_ndim",
-    "adamw_path",
-    "lion",
-    "lamb",
-    "lars",
-    "novograd",
-    "adaptive_grad_clip",
-    "by_path",
-]
-
-
-@pytest.mark.parametrize("name", [*SEPARATE, "adafactor", "muon", "noisy_sgd", "plateau", "rate_per_layer"])
-def test_what_treats_layers_separately_moves_nothing(name):
-    assert moved(compiled_update(OPTIMIZERS[name], 7).as_text()) == []
-
-
-@pytest.mark.parametrize("name", ["clip_adamw", "apply_if_finite", "lamb"])
-def test_scalars_that_join_layers_travel_together(name):
-    """One number per leaf and layer, in one gather; of the layer that occurs once, numbers only."""
-    found = moved(compiled_update(OPTIMIZERS[name], 7, ends=True).as_text())
-    assert max(found, default=0) <= 4 * 2 * 3 * 2 and len(found) <= 6, found
-    assert max(found, default=0) < 16 * 32
-
-
-def test_arrays_that_meet_are_gathered_once():
-    found = moved(compiled_update(optax.flatten(optax.adam(1e-2)), 7).as_text())
-    weights = 4 * 2 * (2 * 16 * 32 + 32)  # with padding
-    assert weights <= sum(found) <= 2 * weights
-
-
-def test_the_program_does_not_grow_with_the_layers():
-    """64 like layers, a mask by ndim: the instructions of 8."""
-    tx = optax.adamw(1e-2, weight_decay=0.1, mask=by_ndim)
-    few, many = (len(compiled_update(tx, blocks).as_text().splitlines()) for blocks in (8, 64))
-    assert many <= 1.05 * few, (few, many)
 
 
 def test_settings_can_be_changed_between_steps():
