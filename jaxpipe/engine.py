@@ -23,7 +23,7 @@ from jaxpipe.pipeline import Pipeline
 from jaxpipe.training.config import Config
 from jaxpipe.training.optimizer import make_step
 from jaxpipe.training.state import make_state
-from jaxpipe.types import Batch, MetricsFn
+from jaxpipe.types import Batch, Key, MetricsFn, Params, Tree
 
 
 class Engine:
@@ -39,7 +39,7 @@ class Engine:
       micro_batches_seen: how many micro-batches training has taken, checkpoints included: where its data goes on.
     """
 
-    def __init__(self, pipe: Pipeline, optimizer: Layerwise, config: Config, params: Any, key: jax.Array):
+    def __init__(self, pipe: Pipeline, optimizer: Layerwise, config: Config, params: Params, key: Key):
         self.pipe, self.config, self.optimizer = pipe, config, optimizer
         self.grad_norm: jax.Array | None = None
         self.state, shardings = make_state(params, optimizer, key, pipe.mesh)
@@ -159,7 +159,7 @@ class Engine:
         )
         return dataset.evaluate(evaluator, self.state.params, source, options, bar)
 
-    def predict(self, data_iter: Iterable[Batch], num_batches: int | None = None) -> Iterator[Any]:
+    def predict(self, data_iter: Iterable[Batch], num_batches: int | None = None) -> Iterator[Tree]:
         """The outputs for a whole data set, batch by batch.
 
         Args:
@@ -185,7 +185,7 @@ class Engine:
         """Boundaries of the stages."""
         return self.pipe.partition
 
-    def to_layers(self) -> list[Any]:
+    def to_layers(self) -> list[Params]:
         """Per layer, in order, its own params, as copies that outlive the next `train_batch` (which donates the state)."""
         own = {id(leaf) for leaf in jax.tree.leaves(self.state.params)}
         return jax.tree.map(lambda a: jnp.copy(a) if id(a) in own else a, self.pipe.to_layers(self.state.params))

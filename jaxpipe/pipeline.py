@@ -1,7 +1,8 @@
 """`Pipeline`: the functional core. Pure functions of params and a batch, ready for a hand-written training loop."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator, with_places
 from jaxpipe.executor.options import Options
 from jaxpipe.executor.plan import TrainPlan
-from jaxpipe.executor.remat import check_remat
+from jaxpipe.executor.remat import RematOption, check_remat
 from jaxpipe.executor.train import StepResult
 from jaxpipe.executor.train import value_and_grad as _value_and_grad
 from jaxpipe.lowering.lower import lower
@@ -50,8 +51,8 @@ class Pipeline:
         module: PipelineModule,
         mesh: Mesh,
         num_micro_batches: int = 1,
-        schedule: str | Schedule | Any = "1f1b",
-        remat: str | int | Callable[..., Any] = "layer",
+        schedule: str | Schedule | os.PathLike[str] = "1f1b",
+        remat: RematOption = "layer",
         *,
         poison: bool = False,
     ):

@@ -17,7 +17,7 @@ from jaxpipe.model.loss import over
 from jaxpipe.model.metrics import Joined
 from jaxpipe.monitor.late import Late
 from jaxpipe.monitor.progress import Progress
-from jaxpipe.types import Batch, Params, Tree
+from jaxpipe.types import AnyArray, Batch, Params, Tree
 
 Sums = tuple[Any, dict[str, Joined]]  # (total, weight) of the loss or None, and the metrics, on the host
 # Batches whose results the host has not asked for yet: one running, one waiting behind it with its data in place.
@@ -107,7 +107,7 @@ def evaluate(
 def _wide(found: Found) -> Sums:
     """Sums of one batch, in types that lose nothing over a long data set."""
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: AnyArray) -> np.ndarray:
         dtype = np.asarray(leaf).dtype
         if np.issubdtype(dtype, np.complexfloating):
             return np.asarray(leaf, np.complex128)

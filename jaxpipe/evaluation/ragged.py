@@ -19,7 +19,7 @@ from jaxpipe.errors import DataError
 from jaxpipe.executor.options import Found, Options
 from jaxpipe.executor.tally import loss_of
 from jaxpipe.model.shapes import describe
-from jaxpipe.types import Batch, Tree
+from jaxpipe.types import AnyArray, Batch, Tree
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Piece:
 
     inputs: Tree
     labels: Tree
-    real: Any
+    real: np.ndarray | None
     micro_batch: int
     row: int
     rows: int
@@ -67,7 +67,7 @@ def cut(groups: Sequence[Batch], data_ranks: int) -> list[Piece]:
 
 
 def _rows(batch: Batch, rows: np.ndarray) -> Batch:
-    def one(leaf: Any) -> Any:
+    def one(leaf: AnyArray) -> AnyArray:
         if isinstance(leaf, Tracer):
             raise DataError(
                 f"Inside jit the rows of a micro-batch must be a multiple of the data ranks; {leaf.shape[1]} are not. Call "
@@ -101,6 +101,10 @@ def flat(leaf: jax.Array) -> jax.Array:
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
 
 
+# The outputs, and the values per row by the name of their metric.
+_Kept = tuple[Tree, dict[str, jax.Array]]
+
+
 # Two programs, because sums and outputs may lie on different devices.
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _join_sums(found: Sequence[Any], places: tuple[_Place, ...], options: Options) -> tuple[Any, Any]:
@@ -117,7 +121,9 @@ def _join_sums(found: Sequence[Any], places: tuple[_Place, ...], options: Option
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _join_kept(found: Sequence[Any], places: tuple[_Place, ...]) -> tuple[Tree, dict[str, jax.Array]]:
+def _join_kept(
+    found: Sequence[tuple[Tree, dict[str, jax.Array]]], places: tuple[_Place, ...]
+) -> tuple[Tree, dict[str, jax.Array]]:
     most = max(place.row + place.rows for place in places)
 
     def fill(*leaves: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """The one `shard_map` under training and evaluation."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def on_every_device(
     params: Params,
     batch: Batch,
     *others: Tree,
-    specs: tuple[Any, ...],
+    specs: tuple[Tree, ...],
     out_specs: Tree,
 ) -> Tree:
     """Runs `work(device, held, inputs, labels, *others)` on every device of the mesh.

@@ -6,6 +6,7 @@ by the size of the axis.
 
 import itertools
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -46,7 +47,7 @@ def joined(sums: Tree, apart: Tree, place: jax.Array, mesh: Mesh, *axes: str) ->
     places = math.prod(mesh.shape[axis] for axis in axes)
     spread = jax.tree.map(lambda a: jnp.zeros((places, *a.shape), a.dtype).at[place].set(a), apart)
     leaves, structure = jax.tree.flatten((sums, spread))
-    by_dtype: dict[Any, list[int]] = {}
+    by_dtype: dict[Hashable, list[int]] = {}
     for index, leaf in enumerate(leaves):
         by_dtype.setdefault(leaf.dtype, []).append(index)
     packed = [jnp.concatenate([leaves[i].ravel() for i in group]) for group in by_dtype.values()]

@@ -6,7 +6,7 @@ one is like it, and knows neither stages nor what a backward pass starts from.
 """
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,15 +16,15 @@ from jaxpipe.model import keys
 from jaxpipe.model.layers import BoundLayer, bind_alone
 from jaxpipe.model.loss import Weighted
 from jaxpipe.model.module import PipelineModule
-from jaxpipe.types import Tree
+from jaxpipe.types import Key, Leaves, Params, Tree
 
 # Per module: its entries, each bound by itself, and the compiled derivatives.
 _bound: weakref.WeakKeyDictionary[PipelineModule, tuple[BoundLayer, ...]] = weakref.WeakKeyDictionary()
-_compiled: weakref.WeakKeyDictionary[PipelineModule, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_compiled: weakref.WeakKeyDictionary[PipelineModule, dict[Hashable, Callable[..., Tree]]] = weakref.WeakKeyDictionary()
 
 
 def forward(
-    module: PipelineModule, layers: Sequence[Any], x: Tree, key: jax.Array | None = None, train: bool = False
+    module: PipelineModule, layers: Sequence[Params], x: Tree, key: Key | None = None, train: bool = False
 ) -> Tree:
     """The layers one after the other; `key` is that of the micro-batch."""
     return _forward(_entries(module), module.owners, layers, x, key, train)
@@ -32,12 +32,12 @@ def forward(
 
 def value_and_grad(
     module: PipelineModule,
-    layers: Sequence[Any],
+    layers: Sequence[Params],
     batch: tuple[Tree, Tree],
     key: jax.Array | int | None = None,
     *,
     num_data_ranks: int = 1,
-) -> tuple[jax.Array, list[Any]]:
+) -> tuple[jax.Array, list[Params]]:
     """Loss and gradients, per layer, of a whole batch.
 
     It is `jax.value_and_grad` of one function, the mean over all micro-batches and data ranks, so it needs the memory for
@@ -72,11 +72,13 @@ def value_and_grad(
     return loss, jax.tree.unflatten(structure, grads)
 
 
-def _whole_loss(module: PipelineModule, num_data_ranks: int) -> Any:
+def _whole_loss(module: PipelineModule, num_data_ranks: int) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """The function that is differentiated; it holds no reference to the module, which is the key of a weak dict."""
     entries, owners, loss_fn = _entries(module), module.owners, module.loss_fn
 
-    def whole_loss(trained: Any, layers: Any, inputs: Tree, labels: Tree, key: Any) -> tuple[jax.Array, jax.Array]:
+    def whole_loss(
+        trained: Leaves, layers: Params, inputs: Tree, labels: Tree, key: Key | None
+    ) -> tuple[jax.Array, jax.Array]:
         leaves, structure = jax.tree.flatten(layers)
 
         def part(_: None, number: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
@@ -103,7 +105,12 @@ def _whole_loss(module: PipelineModule, num_data_ranks: int) -> Any:
 
 
 def _forward(
-    entries: Sequence[BoundLayer], owners: Sequence[int], layers: Sequence[Any], x: Tree, key: Any, train: bool
+    entries: Sequence[BoundLayer],
+    owners: Sequence[int],
+    layers: Sequence[Params],
+    x: Tree,
+    key: Key | None,
+    train: bool,
 ) -> Tree:
     for index, layer in enumerate(entries):
         layer_key = None if key is None else keys.layer_key(key, index)

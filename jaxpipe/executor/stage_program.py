@@ -171,5 +171,5 @@ class StageProgram:
         return self.weights.take(held, unit.parts, repeat), layer_keys
 
 
-def _keys(parts: tuple[Part, ...], key: Key | None, first_layer: jax.Array, repeat: Repeat) -> list[Any]:
+def _keys(parts: tuple[Part, ...], key: Key | None, first_layer: jax.Array, repeat: Repeat) -> list[Key | None]:
     return [part.keys(key, first_layer + part.offset + repeat * part.count) for part in parts]

@@ -9,11 +9,12 @@ over layers, so that nothing is stacked first and copied afterwards.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from jaxpipe.executor.residence import Repeat
 from jaxpipe.model.values import raw, raw_aval, typed
 
 Buffers = dict[str, jax.Array]
@@ -81,7 +82,7 @@ class Cursor:
 
 
 def write(
-    buffers: Buffers, slot: jax.Array, entries: Sequence[Entry], repeat: Any, values: Sequence[jax.Array]
+    buffers: Buffers, slot: jax.Array, entries: Sequence[Entry], repeat: Repeat, values: Sequence[jax.Array]
 ) -> Buffers:
     """Stores the values of one repetition."""
     buffers = dict(buffers)
@@ -95,7 +96,7 @@ def read(
     buffers: Buffers,
     slot: jax.Array,
     entries: Sequence[Entry],
-    repeat: Any,
+    repeat: Repeat,
     avals: Sequence[jax.ShapeDtypeStruct],
 ) -> list[jax.Array]:
     """The values that `write` stored."""
@@ -105,7 +106,7 @@ def read(
     ]
 
 
-def blank(shape: tuple[int, ...], dtype: Any, poison: bool) -> jax.Array:
+def blank(shape: tuple[int, ...], dtype: DTypeLike, poison: bool) -> jax.Array:
     """A buffer that nothing was written to: zeros, or (if `poison`) values that no result survives."""
     if poison and jnp.issubdtype(dtype, jnp.inexact):
         return jnp.full(shape, jnp.nan, dtype)

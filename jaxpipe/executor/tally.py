@@ -1,7 +1,7 @@
 """What an evaluation adds up over micro-batches: the loss, and the metrics beside it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from jaxpipe.executor.options import Options
 from jaxpipe.model.abstract import abstract
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.loss import call, loss_terms, over
-from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, Metric, as_metrics
-from jaxpipe.types import Avals, LossFn, Tree
+from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, as_metrics
+from jaxpipe.types import AnyArray, Avals, LossFn, Tree
+
+# What is added up of a loss or of a metric.
+Terms: TypeAlias = tuple[jax.Array, ...]
 
 
 @jax.tree_util.register_dataclass
@@ -28,8 +31,8 @@ class Sums:
       metrics: the terms of each metric, by name.
     """
 
-    loss: tuple[jax.Array, ...] | None
-    metrics: dict[str, tuple[jax.Array, ...]]
+    loss: Terms | None
+    metrics: dict[str, Terms]
 
 
 class Tally:
@@ -58,13 +61,15 @@ class Tally:
     ):
         self.loss_fn, self.options, self.rows, self.num_micro_batches = loss_fn, options, rows, num_micro_batches
         self.mesh = mesh
-        self.rules: dict[str, type[Metric]] = {}
         try:
-            self._avals: Any = abstract(self._score, outputs, labels, mesh=mesh)
+            found: tuple[Avals, dict[str, Joined]] = abstract(self._score, outputs, labels, mesh=mesh)
         except Fault as fault:
             raise LossError(f"loss_fn or metrics {fault}") from fault
+        self._loss, self._metrics = found
+        # Per metric, the rule by which its terms are joined.
+        self.rules = {name: joined.rule for name, joined in self._metrics.items()}
 
-    def _score(self, outputs: Tree, labels: Tree) -> tuple[Any, dict[str, Any]]:
+    def _score(self, outputs: Tree, labels: Tree) -> tuple[Terms | None, dict[str, Joined]]:
         """(total, weight) or None, and {name: terms}, of one micro-batch on one data rank."""
         scored, found = None, {}
         if self.options.loss:
@@ -81,8 +86,7 @@ class Tally:
                     f"The metrics {twice} come from both loss_fn and metrics=. Rename them in one of the two."
                 )
             made |= more
-        self.rules = {name: type(metric) for name, metric in made.items()}
-        return scored, {name: metric.terms(self.rows) for name, metric in made.items()}
+        return scored, {name: Joined(metric.terms(self.rows), type(metric)) for name, metric in made.items()}
 
     @property
     def keeps_rows(self) -> bool:
@@ -91,11 +95,12 @@ class Tally:
 
     def start(self) -> Sums:
         """The sums of nothing."""
-        scored, metrics = self._avals
-        loss = None if scored is None else tuple(jnp.zeros((self.num_micro_batches,), a.dtype) for a in scored)
-        return Sums(loss, {name: self._blank(name, terms) for name, terms in metrics.items()})
+        loss = None
+        if self._loss is not None:
+            loss = tuple(jnp.zeros((self.num_micro_batches,), a.dtype) for a in self._loss)
+        return Sums(loss, {name: self._blank(name, joined.terms) for name, joined in self._metrics.items()})
 
-    def _blank(self, name: str, terms: Any) -> Any:
+    def _blank(self, name: str, terms: Avals) -> Terms:
         lead = (self.num_micro_batches,) if self.rules[name].join == ROWS else ()
         join = self.rules[name].join
         return tuple(jnp.full((*lead, *a.shape), _nothing(join, a.dtype), a.dtype) for a in terms)
@@ -104,22 +109,22 @@ class Tally:
         """The sums with one more micro-batch; if `real` is false, its rows on this data rank do not count."""
         scored, metrics = self._score(outputs, labels)
         loss = sums.loss
-        if loss is not None:
+        if loss is not None and scored is not None:
             each = [_where(real, value, jnp.zeros_like(value)) for value in scored]
             loss = tuple(old.at[micro_batch].set(new) for old, new in zip(loss, each, strict=True))
         joined = {
-            name: self._joined(name, sums.metrics[name], terms, micro_batch, real) for name, terms in metrics.items()
+            name: self._joined(name, sums.metrics[name], new.terms, micro_batch, real) for name, new in metrics.items()
         }
         return Sums(loss, joined)
 
-    def _joined(self, name: str, old: Any, new: Any, micro_batch: jax.Array, real: jax.Array | None) -> Any:
+    def _joined(self, name: str, old: Terms, new: tuple[AnyArray, ...], micro_batch: jax.Array, real: jax.Array | None) -> Terms:
         join = self.rules[name].join
         if join == ROWS:
             return tuple(a.at[micro_batch].set(b) for a, b in zip(old, new, strict=True))
         function = {ADD: jnp.add, LARGER: jnp.maximum, SMALLER: jnp.minimum}[join]
         return tuple(_where(real, function(a, b), a) for a, b in zip(old, new, strict=True))
 
-    def reduced(self, sums: Sums, place: jax.Array, *axes: str) -> tuple[Any, dict[str, Joined]]:
+    def reduced(self, sums: Sums, place: jax.Array, *axes: str) -> tuple[Terms | None, dict[str, Joined]]:
         """Loss terms and metrics summed over mesh axes, in one reduction. Values per row stay where they are.
 
         Args:
@@ -133,7 +138,7 @@ class Tally:
             found[name] = tuple(extreme(a, axis=0) for a in terms)
         return loss, {name: Joined(terms, self.rules[name]) for name, terms in found.items()}
 
-    def results(self, loss: Any, metrics: dict[str, Joined]) -> tuple[Any, dict[str, Any]]:
+    def results(self, loss: Terms | None, metrics: dict[str, Joined]) -> tuple[Any, dict[str, Any]]:
         """Loss and metrics in the form that the options ask for, from what `reduced` gives."""
         if self.options.raw:
             return loss, metrics
@@ -145,7 +150,7 @@ class Tally:
         return {name: terms[0] for name, terms in sums.metrics.items() if self.rules[name].join == ROWS}
 
 
-def loss_of(terms: tuple[Any, Any], reduce_output: str | None) -> Any:
+def loss_of(terms: Terms, reduce_output: str | None) -> jax.Array:
     """Totals and weights per micro-batch, summed over data ranks -> the loss, a scalar or [M]."""
     total, weight = terms
     if reduce_output == "avg":
@@ -154,7 +159,7 @@ def loss_of(terms: tuple[Any, Any], reduce_output: str | None) -> Any:
     return each.sum() if reduce_output == "sum" else each
 
 
-def _nothing(join: str, dtype: Any) -> Any:
+def _nothing(join: str, dtype: np.dtype) -> float | int:
     """What changes nothing when it is joined."""
     if join not in (LARGER, SMALLER):
         return 0

@@ -7,28 +7,30 @@ and those of its leaves that are params, keys or inputs of the unit are known ag
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpipe.executor.residence import Repeat
 from jaxpipe.model.capture import capture
 from jaxpipe.model.shapes import aval, is_inexact
 from jaxpipe.model.stages import Part
 from jaxpipe.model.values import canonical
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Key, Leaves, Params, Tree
 
+State = TypeVar("State")
 # (those of the inexact leaves of the params, those of the inexact leaves of the input)
 Gradients = tuple[Leaves, Leaves]
 
 
-def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
+def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Leaves], Tree]]:
     """The leaves that have derivatives, and the function that puts such leaves back into the tree."""
     leaves, structure = jax.tree.flatten(tree)
     chosen = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
 
-    def rebuild(values: Sequence[Any]) -> Tree:
+    def rebuild(values: Leaves) -> Tree:
         full = list(leaves)
         for i, value in zip(chosen, values, strict=True):
             full[i] = value
@@ -37,14 +39,14 @@ def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Sequence[Any]], Tree]]:
     return [leaves[i] for i in chosen], rebuild
 
 
-def run_parts(parts: Sequence[Part], params: Sequence[Params], x: Tree, layer_keys: Sequence[Any]) -> Tree:
+def run_parts(parts: Sequence[Part], params: Sequence[Params], x: Tree, layer_keys: Sequence[Key | None]) -> Tree:
     """The parts one after the other; `params` and `layer_keys` have one entry per part."""
     for part, held, key in zip(parts, params, layer_keys, strict=True):
         x = part.apply(held, x, key)
     return x
 
 
-def repeated(step: Callable[[Any, Any], Any], carry: Any, repeats: int) -> Any:
+def repeated(step: Callable[[State, Repeat], State], carry: State, repeats: int) -> State:
     """`carry = step(carry, repeat)` for each repetition, as a scan; a single one is inlined, with a static index."""
     if repeats == 1:
         return step(carry, 0)

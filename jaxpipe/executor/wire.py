@@ -1,17 +1,18 @@
 """What travels between ranks: every permute needs one shape on all ranks, while stages may pass different things."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxpipe.model.shapes import avals, describe, signature
 from jaxpipe.model.values import raw, raw_aval, typed
-from jaxpipe.types import Tree
+from jaxpipe.types import Leaves, Tree
 
 Wire = list[jax.Array]
+Array = TypeVar("Array", jax.Array, jax.ShapeDtypeStruct)
 
 
 class Codec:
@@ -33,7 +34,7 @@ class Codec:
         if self.uniform:
             self.spec = _raw_avals(boundaries[0])
             return
-        lengths: dict[Any, int] = {}
+        lengths: dict[Hashable, int] = {}
         for boundary in boundaries:
             for dtype, leaves in _by_dtype(_raw_avals(boundary)).items():
                 lengths[dtype] = max(lengths.get(dtype, 0), sum(math.prod(leaf.shape) for _, leaf in leaves))
@@ -60,7 +61,7 @@ class Codec:
         if self.uniform:
             return jax.tree.unflatten(structure, [typed(a, b) for a, b in zip(wire, wanted, strict=True)])
         vectors = {spec.dtype: vector for spec, vector in zip(self.spec, wire, strict=True)}
-        leaves: list[Any] = [None] * len(wanted)
+        leaves: Leaves = [None] * len(wanted)
         for dtype, group in _by_dtype([raw_aval(leaf) for leaf in wanted]).items():
             start = 0
             for index, leaf in group:
@@ -74,8 +75,8 @@ def _raw_avals(tree: Tree) -> list[jax.ShapeDtypeStruct]:
     return [raw_aval(leaf) for leaf in jax.tree.leaves(avals(tree))]
 
 
-def _by_dtype(leaves: Sequence[Any]) -> dict[Any, list[tuple[int, Any]]]:
-    groups: dict[Any, list[tuple[int, Any]]] = {}
+def _by_dtype(leaves: Sequence[Array]) -> dict[Hashable, list[tuple[int, Array]]]:
+    groups: dict[Hashable, list[tuple[int, Array]]] = {}
     for index, leaf in enumerate(leaves):
         groups.setdefault(leaf.dtype, []).append((index, leaf))
     return groups
