@@ -117,7 +117,9 @@ class Tally:
         }
         return Sums(loss, joined)
 
-    def _joined(self, name: str, old: Terms, new: tuple[AnyArray, ...], micro_batch: jax.Array, real: jax.Array | None) -> Terms:
+    def _joined(
+        self, name: str, old: Terms, new: tuple[AnyArray, ...], micro_batch: jax.Array, real: jax.Array | None
+    ) -> Terms:
         join = self.rules[name].join
         if join == ROWS:
             return tuple(a.at[micro_batch].set(b) for a, b in zip(old, new, strict=True))

@@ -1,5 +1,7 @@
 """What an evaluation will do, from shapes alone."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -42,7 +44,7 @@ def concat(y, t):
         ({"cuts": (0, 2, 5, 6)}, False),  # the cut has already made room for the head
         ({"cuts": (0, 2, 4, 6), "micro_batches": 1}, False),  # nobody to share it with
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_who_runs_the_tail(case, shares):
     plan = plan_of(**case)
