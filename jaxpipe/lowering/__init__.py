@@ -1,1 +1,3 @@
-"""Schedule -> Program. Read in this order: routes, slots, period, program, lower, verify. No JAX, no stability promised."""
+"""Schedule -> Program, without JAX; private. Read in this order: channels, slots, period, program, rows, lower, verify."""
+
+__all__: list[str] = []

@@ -1,15 +1,16 @@
 """Evaluates users' functions on shapes, with the mesh axes bound that the functions may name."""
 
 import functools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jax.sharding import Mesh
 
 from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.capture import Captured, capture
+from jaxpipe.model.jaxprs import equations
 from jaxpipe.types import Avals, Tree
 
 
@@ -79,16 +80,6 @@ def on_one_data_rank(function: Callable[..., Tree], *args: Avals) -> Avals:
     """`jax.eval_shape(function, *args)` without a mesh, with "data" as an axis of one device."""
     found = jax.eval_shape(with_data_axis(function, 1), *args)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), found)
-
-
-def equations(jaxpr: ClosedJaxpr | Jaxpr) -> Iterator[JaxprEqn]:
-    """All equations of a jaxpr, including those in the bodies of its equations."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield equation
-        for value in equation.params.values():
-            for body in value if isinstance(value, (tuple, list)) else (value,):
-                if hasattr(getattr(body, "jaxpr", body), "eqns"):
-                    yield from equations(body)
 
 
 def axes_of(equation: JaxprEqn) -> set[Hashable]:

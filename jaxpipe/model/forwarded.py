@@ -4,23 +4,9 @@ Inside one trace the two would be the same object. The results of `jax.jit` and 
 the bodies of these primitives are examined.
 """
 
-from typing import Any
-
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-# Primitives that run one body on their own inputs, and return what it returns.
-_CALLS = {
-    "checkpoint",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "jit",
-    "pjit",
-    "remat",
-    "remat2",
-}
+from jaxpipe.model.jaxprs import CALLS, bodies, opened
 
 
 def origin(traced: ClosedJaxpr, result: int) -> int | None:
@@ -29,13 +15,8 @@ def origin(traced: ClosedJaxpr, result: int) -> int | None:
     Args:
       traced: as `jax.make_jaxpr` returns it.
     """
-    jaxpr = _open(traced)
+    jaxpr = opened(traced)
     return _origin(jaxpr, jaxpr.outvars[result])
-
-
-def _open(jaxpr: Any) -> Jaxpr:
-    """The jaxpr inside a closed one. In newer versions of JAX the two are one class."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _origin(jaxpr: Jaxpr, atom: Var | Literal) -> int | None:
@@ -52,10 +33,10 @@ def _origin(jaxpr: Jaxpr, atom: Var | Literal) -> int | None:
 
 def _through(equation: JaxprEqn, place: int) -> int | None:
     """The number of the operand that the result with number `place` of an equation is, or None."""
-    bodies = [_open(value) for value in equation.params.values() if hasattr(_open(value), "eqns")]
-    if equation.primitive.name not in _CALLS or len(bodies) != 1:
+    inside = bodies(equation)
+    if equation.primitive.name not in CALLS or len(inside) != 1:
         return None
-    (body,) = bodies
+    (body,) = inside
     if len(body.invars) != len(equation.invars) or len(body.outvars) != len(equation.outvars):
         return None
     return _origin(body, body.outvars[place])

@@ -14,23 +14,11 @@ import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
+from jaxpipe.model.jaxprs import CALLS, bodies, opened, scan_counts
 from jaxpipe.types import Avals, Tree
 
-# Primitives that call one body with their own inputs, and return what it returns.
-_CALLS = {
-    "call",
-    "checkpoint",
-    "closed_call",
-    "core_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "jit",
-    "pjit",
-    "remat",
-    "remat2",
-    "shard_map",
-}
+# A user's function may also be mapped over the mesh, which changes nothing about what depends on what.
+_CALLS = CALLS | {"call", "shard_map"}
 
 
 def depends(traced: ClosedJaxpr, inputs: Iterable[int]) -> list[bool]:
@@ -41,7 +29,7 @@ def depends(traced: ClosedJaxpr, inputs: Iterable[int]) -> list[bool]:
       inputs: the numbers of these inputs in the flat list of all inputs.
     """
     chosen = set(inputs)
-    jaxpr = _open(traced)
+    jaxpr = opened(traced)
     return _results(jaxpr, [number in chosen for number in range(len(jaxpr.invars))])
 
 
@@ -57,7 +45,7 @@ def without(function: Callable[[Tree, Tree], jax.Array], unused: Avals, used: Tr
       used: arrays.
     """
     traced = jax.make_jaxpr(function)(unused, used)
-    jaxpr = _open(traced)
+    jaxpr = opened(traced)
     needed = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
     kept = []
     for equation in reversed(jaxpr.eqns):
@@ -68,11 +56,6 @@ def without(function: Callable[[Tree, Tree], jax.Array], unused: Avals, used: Tr
     zeros = [jnp.zeros(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(unused)]
     arguments = [*zeros, *jax.tree.leaves(used)]
     return eval_jaxpr(jaxpr.replace(eqns=kept[::-1]), traced.consts, *arguments)[0]
-
-
-def _open(jaxpr: Any) -> Jaxpr:
-    """The jaxpr inside a closed one. In newer versions of JAX the two are one class."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _results(jaxpr: Jaxpr, flags: Sequence[bool]) -> list[bool]:
@@ -100,21 +83,21 @@ def _through(equation: JaxprEqn, flags: list[bool]) -> list[bool]:
     if name == "cond":
         if flags[0]:
             return everything
-        found = [_results(_open(branch), flags[1:]) for branch in params["branches"]]
+        found = [_results(opened(branch), flags[1:]) for branch in params["branches"]]
         return [any(each) for each in zip(*found, strict=True)]
     if name == "while":
         return _while(params, flags)
-    bodies = [_open(value) for value in params.values() if hasattr(_open(value), "eqns")]
-    if len(bodies) != 1 or len(bodies[0].invars) != len(flags) or len(bodies[0].outvars) != len(everything):
+    inside = bodies(equation)
+    if len(inside) != 1 or len(inside[0].invars) != len(flags) or len(inside[0].outvars) != len(everything):
         return everything
     if name == "scan":
-        return _scan(equation, bodies[0], flags)
-    return _results(bodies[0], flags) if name in _CALLS else everything
+        return _scan(equation, inside[0], flags)
+    return _results(inside[0], flags) if name in _CALLS else everything
 
 
 def _while(params: dict[str, Any], flags: list[bool]) -> list[bool]:
     """The same for a `while`, whose inputs are constants of the condition, constants of the body, and the carry."""
-    condition, body = _open(params["cond_jaxpr"]), _open(params["body_jaxpr"])
+    condition, body = opened(params["cond_jaxpr"]), opened(params["body_jaxpr"])
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     of_condition, of_body, carry = flags[:first], flags[first:second], flags[second:]
@@ -128,16 +111,8 @@ def _while(params: dict[str, Any], flags: list[bool]) -> list[bool]:
 
 
 def _scan(equation: JaxprEqn, body: Jaxpr, flags: list[bool]) -> list[bool]:
-    """The same for a `scan`, whose inputs are constants, carry and slices, and whose results are carry and slices.
-
-    A slice is recognised by its shape, which has one dim less inside of the loop than outside.
-    """
-
-    def sliced(outer: Sequence[Any], inner: Sequence[Any]) -> int:
-        return sum(len(a.aval.shape) != len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
-
-    num_carry = len(body.outvars) - sliced(equation.outvars, body.outvars)
-    num_constants = len(body.invars) - sliced(equation.invars, body.invars) - num_carry
+    """The same for a `scan`, whose inputs are constants, carry and slices, and whose results are carry and slices."""
+    num_constants, num_carry = scan_counts(equation)
     flags = list(flags)
     while True:
         results = _results(body, flags)

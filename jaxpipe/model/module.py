@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,10 +137,8 @@ class PipelineModule:
             raises is raised as it is, with a note that names the layer.
         """
         found: list[LayerShapes] = []
-        if mesh is None:
-            self._shapes(found, example, params, train, key)
-        else:
-            with_axes(mesh, functools.partial(self._trace, found, example, params, train, key, mesh))()
+        trace = functools.partial(self._trace, found, example, params, train, key, mesh)
+        trace() if mesh is None else with_axes(mesh, trace)()
         return found
 
     def _trace(
@@ -151,47 +148,41 @@ class PipelineModule:
         params: Sequence[Params] | None,
         train: bool,
         key: Avals,
-        mesh: Mesh,
+        mesh: Mesh | None,
     ) -> tuple[()]:
-        """Fills `found`, with the mesh axes bound. Layers of one kind on the same shapes are traced once."""
-        seen: dict[Hashable, Captured] = {}
+        """Fills `found`; if there is a mesh, its axes are bound. Layers of one kind on the same shapes are traced once."""
+        seen: dict[Hashable, tuple[Avals, Captured | None]] = {}
         x = avals(example)
         for index, layer in enumerate(self.layers):
-            with self._blame(index, x):
-                held = avals(params[index]) if params is not None else None
-                if held is None:
-                    made = capture(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x)
-                    refuse_deadlocks(made.jaxpr, mesh)
-                    held = made.outputs
+            source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
+            with blame(self.label(index), lambda x=x, source=source: f"{source} {describe(x)}"):
+                held = self._init_shapes(index, x, mesh) if params is None else avals(params[index])
                 owned = held if self.owners[index] == index else found[self.owners[index]].params
                 args = owned, x, key if layer.kind.uses_key else None
                 same = layer.kind, signature(args)
-                if same not in seen:
-                    apply = functools.partial(layer.kind.apply, train=train)
-                    seen[same] = Captured(*jax.make_jaxpr(apply, return_shape=True)(*args))
-                    refuse_deadlocks(seen[same].jaxpr, mesh)
-            found.append(LayerShapes(held, x, seen[same].outputs, seen[same]))
-            x = seen[same].outputs
+                apply = functools.partial(layer.kind.apply, train=train)
+                if same in seen:
+                    pass
+                elif mesh is None:
+                    seen[same] = on_one_data_rank(apply, *args), None
+                else:
+                    run = Captured(*jax.make_jaxpr(apply, return_shape=True)(*args))
+                    refuse_deadlocks(run.jaxpr, mesh)
+                    seen[same] = run.outputs, run
+            y, run = seen[same]
+            found.append(LayerShapes(held, x, y, run))
+            x = y
         return ()
 
-    def _shapes(
-        self, found: list[LayerShapes], example: Tree, params: Sequence[Params] | None, train: bool, key: Avals
-    ) -> None:
-        """Fills `found` without a mesh."""
-        x = avals(example)
-        for index, layer in enumerate(self.layers):
-            with self._blame(index, x):
-                held = avals(params[index]) if params is not None else None
-                if held is None:
-                    held = on_one_data_rank(lambda v, i=index: self.init_layer(i, jax.random.key(0), v), x)
-                owned = held if self.owners[index] == index else found[self.owners[index]].params
-                y = on_one_data_rank(functools.partial(layer.kind.apply, train=train), owned, x, key)
-            found.append(LayerShapes(held, x, y))
-            x = y
+    def _init_shapes(self, index: int, x: Avals, mesh: Mesh | None) -> Avals:
+        def init(x: Tree) -> Params:
+            return self.init_layer(index, jax.random.key(0), x)
 
-    def _blame(self, index: int, x: Avals) -> AbstractContextManager[None]:
-        source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
-        return blame(self.label(index), lambda: f"{source} {describe(x)}")
+        if mesh is None:
+            return on_one_data_rank(init, x)
+        made = capture(init, x)
+        refuse_deadlocks(made.jaxpr, mesh)
+        return made.outputs
 
     def loss_shapes(self, outputs: Avals, labels: Avals, mesh: Mesh | None = None) -> LossShapes:
         """The shapes of the loss terms of one micro-batch; see `jaxpipe.model.loss.loss_shapes`."""
@@ -239,7 +230,8 @@ class PipelineModule:
             held = shapes[self.owners[index]].params
             seen = (layer.kind, str(avals((held, shape.inputs))))
             if seen not in counted:
-                with self._blame(index, shape.inputs):
+                source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
+                with blame(self.label(index), lambda x=shape.inputs, source=source: f"{source} {describe(x)}"):
                     run = with_data_axis(lambda p, x, f=layer.apply: f(p, x, None, True), 1)
                     lowered = jax.jit(run).lower(held, shape.inputs)
                 counted[seen] = int((lowered.cost_analysis() or {}).get("flops", 0))

@@ -8,21 +8,8 @@ import jax.extend.core as jex
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-# Primitives that only call the jaxpr that they hold. A call that is not listed is computed as one equation, which is
-# right too, but slower where it joins layers.
-CALLS = {
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "core_closed_call",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-    "remat",
-    "remat2",
-    "checkpoint",
-}
+from jaxpipe.model.jaxprs import CALLS, scan_counts
+
 LONGEST_UNROLLED = 16  # steps of a scan
 
 
@@ -66,12 +53,8 @@ def _all_branches(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
 
 def _unrolled(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
     """All steps of a `scan`, one after the other."""
-    params, length, inner = eqn.params, eqn.params["length"], eqn.params["jaxpr"].jaxpr
-    # The counts are read off the shapes, because versions of JAX name them differently: what is scanned over has one dim
-    # more outside of the loop.
-    num_xs = _with_steps(eqn.invars, inner.invars)
-    num_carry = len(inner.outvars) - _with_steps(eqn.outvars, inner.outvars)
-    num_consts = len(inner.invars) - num_carry - num_xs
+    params, length = eqn.params, eqn.params["length"]
+    num_consts, num_carry = scan_counts(eqn)
     body = jex.jaxpr_as_fun(params["jaxpr"])
     outputs = _avals(eqn.outvars[num_carry:])
 
@@ -86,11 +69,6 @@ def _unrolled(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
         return [*carry, *[jnp.stack(y) for y in zip(*ys, strict=True)]]
 
     return jax.make_jaxpr(steps)(*_avals(eqn.invars))
-
-
-def _with_steps(outside: Sequence[Any], inside: Sequence[Any]) -> int:
-    """How many variables have one dim more outside of a loop than inside."""
-    return sum(a.aval.ndim > b.aval.ndim for a, b in zip(outside, inside, strict=True))
 
 
 def bind(primitive: jex.Primitive, params: dict[str, Any], *args: ArrayLike) -> list[jax.Array]:
