@@ -27,7 +27,7 @@ def test_links_and_dots_are_the_systems(tmp_path):
     (tmp_path / "there" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "there" / "deep")
     with plain(tmp_path / "link" / "..") as path:
-        assert path.samefile(tmp_path / "there")
+        assert path.samefile(tmp_path / "there") and ".." not in path.parts, "a library might shorten it"
 
 
 def test_a_system_without_descriptors_as_paths(tmp_path, monkeypatch):

@@ -96,3 +96,10 @@ def test_what_is_no_params_tree():
     on = layerwise(optax.sgd(0.1))
     with pytest.raises(ConfigError, match="which are no params tree of this pipeline"):
         on.update({"w": jnp.ones(3)}, on.init(random_params()), random_params())
+
+
+def test_one_number_for_an_array_is_added_to_all_of_it():
+    on, grads = layerwise(optax.stateless(lambda grads, _: jax.tree.map(jnp.mean, grads))), random_params(1)
+    updates, _ = jax.jit(on.update)(grads, jax.jit(on.init)(random_params()), random_params())
+    natural = TREE.read(grads)
+    assert_close(TREE.read(updates), jax.tree.map(lambda g: jnp.full(g.shape, g.mean()), natural), 1e-6)
