@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxpipe.mesh import PIPE, pipe_size
+from jaxpipe.model.shapes import aval
+from jaxpipe.model.values import raw, typed
 from jaxpipe.optimizer.trace import SMALL
 
 
@@ -28,7 +30,7 @@ def everywhere(arrays: Sequence[jax.Array], mesh: Mesh) -> list[jax.Array]:
     for members in together.values():
         some = [arrays[i] for i in members]
         if len(some) == 1:
-            out[members[0]] = jax.lax.all_gather(some[0], PIPE)
+            out[members[0]] = typed(jax.lax.all_gather(raw(some[0]), PIPE), aval(some[0]))
             continue
         flat = jax.lax.all_gather(jnp.concatenate([a.ravel() for a in some]), PIPE)
         ends = np.cumsum([a.size for a in some])[:-1]

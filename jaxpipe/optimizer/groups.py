@@ -44,8 +44,11 @@ class Grouped:
                 self._join(eqn, level)
             for v in eqn.outputs:
                 v.level = level
-        gathered += [v.held_in for v, home in zip(trace.outputs, trace.out_homes, strict=True) if v.home and not home]
+        # A result that belongs to one layer and is to be stored with none, or with another one, has to travel.
+        ends = [(v, home) for v, home in zip(trace.outputs, trace.out_homes, strict=True) if v.home and v.home != home]
+        gathered += [v.held_in for v, _ in ends]
         self.gathered = list(dict.fromkeys(gathered))
+        self._moved = [v.level for v, home in ends if home]
 
     def _join(self, eqn: Equation, level: int) -> None:
         """Puts an equation into its group, which holds the n-th equation of this look of every layer of a stack."""
@@ -66,8 +69,8 @@ class Grouped:
 
     @property
     def last(self) -> int:
-        """The level after all others, in which the results are put together."""
-        return max([*self.groups, *self.plain, -1]) + 1
+        """The level after all others, in which the results are put together, and what they need was gathered before."""
+        return max([*self.groups, *self.plain, *self._moved, -1]) + 1
 
     def reads(self, level: int) -> list[Value]:
         """The values that the groups of a level read, each once, in the same order in every process."""

@@ -65,9 +65,13 @@ class _Run:
         self.copies: dict[ArrayKey, jax.Array] = {}  # [S, K, ...] on all ranks
         # For each array to return, the value at each (rank, slot).
         self.ends: dict[tuple[str, ArrayName], dict[tuple[int, int], Value]] = {}
+        # Results that belong to one layer and are stored with another one, each as a value without a home.
+        self.moved: dict[Value, Value] = {}
         for value, target in zip(trace.outputs, targets, strict=True):
             if target is not None:
                 stack, layer, name = target
+                if value.home and value.home != (stack, layer):
+                    value = self.moved.setdefault(value, Value(value.aval))
                 self.ends.setdefault((stack, name), {})[layout.stacks[stack].places[layer]] = value
         self.made = grouped.made_at()
         self.reads = {level: grouped.reads(level) for level in grouped.groups}
@@ -77,6 +81,8 @@ class _Run:
     def everything(self) -> tuple[Stacked, list[ArrayLike]]:
         stored: Stacked = {}
         for level in range(-1, self.grouped.last + 1):
+            if level == self.grouped.last:
+                self.known.update((alone, self._read(value)) for value, alone in self.moved.items())
             if level >= 0:
                 stored |= self._on_ranks(level)
             for eqn in self.grouped.plain.get(level, ()):

@@ -103,3 +103,43 @@ def test_one_number_for_an_array_is_added_to_all_of_it():
     updates, _ = jax.jit(on.update)(grads, jax.jit(on.init)(random_params()), random_params())
     natural = TREE.read(grads)
     assert_close(TREE.read(updates), jax.tree.map(lambda g: jnp.full(g.shape, g.mean()), natural), 1e-6)
+
+
+def rotated(tree):
+    """Every array moves to the next layer that has one of its path and shape."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree)
+    like = {}
+    for n, (path, leaf) in enumerate(flat):
+        like.setdefault((jax.tree_util.keystr(path[1:]), leaf.shape), []).append(n)
+    to = {n: members[(i + 1) % len(members)] for members in like.values() for i, n in enumerate(members)}
+    return jax.tree.unflatten(structure, [flat[to[n]][1] for n in range(len(flat))])
+
+
+@pytest.mark.parametrize("first", [lambda a: a, lambda a: 2 * a + 1], ids=["as they are", "computed"])
+def test_what_belongs_to_one_layer_may_be_given_to_another(first):
+    def update(grads, state, params=None):
+        return jax.tree.map(first, rotated(jax.tree.map(jnp.sin, grads))), rotated(state)
+
+    on = layerwise(optax.GradientTransformation(lambda params: params, update))
+    grads, params = random_params(1), random_params(0)
+    updates, state = jax.jit(on.update)(grads, jax.jit(on.init)(params), params)
+    assert_close(TREE.read(updates), jax.tree.map(first, rotated(jax.tree.map(jnp.sin, TREE.read(grads)))), 1e-6)
+    assert_close(on.natural_state(state), rotated(TREE.read(params)), 1e-6)
+
+
+def test_keys_of_layers_that_are_joined():
+    def update(grads, keys, params=None):
+        first, *_ = jax.tree.leaves(keys)
+        noise = jax.tree.map(
+            lambda g, k: g + jax.random.normal(jax.random.fold_in(first, 1)) + jax.random.uniform(k), grads, keys
+        )
+        return noise, keys
+
+    def init(params):
+        root = iter(jax.random.split(jax.random.key(5), len(jax.tree.leaves(params))))
+        return jax.tree.map(lambda _: next(root), params)
+
+    on = layerwise(optax.GradientTransformation(init, update))
+    grads, params = random_params(1), random_params(0)
+    updates, _ = jax.jit(on.update)(grads, jax.jit(on.init)(params), params)
+    assert_close(TREE.read(updates), update(TREE.read(grads), init(TREE.read(params)))[0], 1e-6)
