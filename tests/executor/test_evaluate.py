@@ -42,9 +42,13 @@ def run(cuts, micro_batches, real=None, **options):
 @pytest.mark.parametrize("spread", [False, True], ids=["last rank", "shared"])
 def test_one_loss_per_micro_batch(spread):
     """Five micro-batches on three ranks: the last turn of the tail has no work for one of them."""
-    found, y, t = run((0, 2, 3, 6), 5, spread=spread, reduce_output=None)
+
+    def count(y, t):
+        return {"rows": metrics.Sum(y.shape[0])}
+
+    found, y, t = run((0, 2, 3, 6), 5, spread=spread, reduce_output=None, metrics=True, metrics_fn=count)
     assert_close(found.loss, ((y - t) ** 2).mean((1, 2)), 2e-6)
-    assert found.outputs is None and not found.metrics
+    assert found.metrics == {"rows": 5 * 4} and found.outputs is None and not found.rows
 
 
 def test_outputs_metrics_and_rows_lie_with_the_last_rank():

@@ -1,5 +1,6 @@
 """Plans, made from shapes alone."""
 
+import dataclasses
 import math
 
 import jax
@@ -45,6 +46,12 @@ def test_bytes_are_those_of_what_is_allocated(remat, stages, micro_batches):
     slots = plan.program.inboxes
     assert found["messages"] == slots.get(Y, 0) * (message + 4 * 4) + slots.get(DX, 0) * message
     assert (found["messages"] == 0) == (stages == 1)
+
+
+def test_messages_are_counted_by_arrival_slot():
+    plan = plan_of((0, 1, 4, 6), schedules.gpipe(3, 4))
+    plan.program = dataclasses.replace(plan.program, inboxes={Y: 3, DX: 2})
+    assert plan.bytes_per_rank()["messages"] == 3 * (4 * 3 * 4 + 4 * 4) + 2 * 4 * 3 * 4
 
 
 def test_gradients_of_short_floats_are_summed_in_long_ones():

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxpipe
 from jaxpipe import schedules
 from jaxpipe.executor.plan import TrainPlan
 from jaxpipe.executor.stage_program import MicroBatch
 from jaxpipe.model import keys
+from jaxpipe.model.layout import Layout
 from tests.compare import assert_close
-from tests.executor.small import BLOCK, LAYERS, make_batch, prepared
+from tests.executor.small import BLOCK, LAYERS, MODULE, WIDTH, make_batch, prepared
 
 KEY = jax.random.key(4, impl="rbg")  # it compiles faster than the usual one
 LAYOUT, MESH, PROGRAM, PARAMS = prepared((0, 6), schedules.one_f_one_b(1, 2))
@@ -38,7 +40,7 @@ def program_of(remat):
     return plan, program
 
 
-@pytest.mark.parametrize("remat", ["layer", "none", "stage", 3])
+@pytest.mark.parametrize("remat", ["layer", "none", "stage", 2])
 def test_forward_and_backward(remat, wanted):
     plan, program = program_of(remat)
 
@@ -84,3 +86,18 @@ def test_entries_are_as_many_as_are_made():
     assert [(segment.repeats, segment.unit.parts[0].count) for segment in program.segments] == [(1, 1), (1, 3), (1, 1)]
     sizes = {name: aval.shape[:2] for name, aval in plan.store.avals(2).items()}
     assert sizes == {"float32[4,3]": (2, 3), "int32[4]": (2, 3)}, "two units of blocks, and the tail's input"
+
+
+def test_a_run_of_layers_at_the_very_beginning_keeps_what_it_takes():
+    """Only the first of them takes what is in the batch."""
+    module = jaxpipe.PipelineModule(LAYERS[1:], MODULE.loss_fn)
+    ids, labels = BATCH
+    inputs = {"h": np.ones((*ids.shape, WIDTH), np.float32), "ids": ids, "none": None}
+    shapes = module.shapes(jax.tree.map(lambda a: a[0], inputs))
+    layout = Layout(module, (0, 5), [each.params for each in shapes])
+    (program,) = TrainPlan(layout, MESH, PROGRAM, "layer", (inputs, labels), None).programs
+    (blocks,) = program.segments
+    assert (blocks.known, blocks.repeats, len(blocks.entries)) == (False, 4, 2)
+    (program,) = TrainPlan(layout, MESH, PROGRAM, 4, (inputs, labels), None).programs
+    (blocks,) = program.segments
+    assert (blocks.known, blocks.repeats, len(blocks.entries)) == (True, 1, 0)

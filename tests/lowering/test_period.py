@@ -30,6 +30,7 @@ def test_a_cut_where_no_kind_of_op_goes_on():
     silent = [NONE] * 6
     assert fold([F, F, F, B, B, B], silent) == (Loop(0, 3, 1), Loop(3, 6, 1))
     assert fold([F, F, NONE, B, B, F], silent) == (Loop(0, 6, 1),)
+    assert fold([F, F, F | B, B, B, B], silent) == (Loop(0, 6, 1),), "both at once in one tick"
     assert [(loop.start, loop.stop) for loop in fold([NONE, F, NONE, B], silent[:4])] == [(0, 3), (3, 4)]
 
 

@@ -68,6 +68,13 @@ def test_the_replay_notices_every_message_that_is_not_stored():
     assert tried == 4 * 2 * 2
 
 
+def test_the_replay_notices_a_slot_that_is_in_use():
+    program = lower(schedules.gpipe(1, 3))
+    rows = [[cell._replace(slots=(0,)) for cell in row] for row in program.cells]
+    with pytest.raises(AssertionError, match="tick 1, rank 0, F1: slot 0 is still in use"):
+        verify(dataclasses.replace(program, cells=tuple(map(tuple, rows))))
+
+
 def test_the_replay_counts_slots_and_ops():
     program = lower(schedules.one_f_one_b(3, 4))
     with pytest.raises(AssertionError, match="slots"):

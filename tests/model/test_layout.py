@@ -60,7 +60,11 @@ LAYERS = [
     block_params(1),
     {},
     block_params(3),
-    {"empty": np.zeros((0, 12), np.float32), "k": rng.normal(size=(12, 7)).astype(np.float32)},
+    {
+        "nothing": np.zeros(0, np.float32),
+        "empty": np.zeros((0, 12), np.float32),
+        "k": rng.normal(size=(12, 7)).astype(np.float32),
+    },
     block_params(5),
     block_params(6),
     {},
@@ -101,7 +105,7 @@ def test_addresses():
 def test_single_layers_are_cut_along_the_largest_dim_that_the_ranks_divide():
     shared = {s.layer: s.placements for s in Layout(MODULE, (0, 1, 2, 8), LAYERS).shared.values()}
     assert shared[0] == {"table": Placement((("pipe", 2),)), "bias": Placement(), "on": Placement()}
-    assert shared[4] == {"empty": Placement((("pipe", 1),)), "k": Placement((("pipe", 0),))}
+    assert shared[4] == {"nothing": Placement(), "empty": Placement((("pipe", 1),)), "k": Placement((("pipe", 0),))}
     five = {s.layer: s.placements for s in Layout(MODULE, (0, 1, 2, 3, 4, 8), LAYERS).shared.values()}
     assert five[0] == {"table": Placement((("pipe", 0),)), "bias": Placement((("pipe", 0),)), "on": Placement()}
     one = Layout(MODULE, (0, 8), LAYERS)

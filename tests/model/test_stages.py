@@ -48,6 +48,11 @@ def test_runs_of_like_layers():
     assert (first.is_first, first.is_last, second.is_first, second.is_last) == (True, False, False, True)
 
 
+def test_layers_without_weights_are_scanned_only_with_their_own_kind():
+    (stage,) = stages([jnp.sin, jnp.cos, jnp.cos, jnp.sin], (0, 4))
+    assert sizes(stage) == [(0, 1, 0), (1, 2, 0), (3, 1, 0)]
+
+
 def test_like_layers_that_change_the_shape_or_share_weights_are_not_scanned():
     def half(x):
         return x[..., : max(1, x.shape[-1] // 2)]
