@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpipe plot | simulate | inspect`.
+"""The command line: `python -m jaxpipe plot | simulate | inspect | launch`.
 
 A subcommand is a function `_add_...` that declares its arguments and names the function that runs it. To add one, write it
 and list it in `_COMMANDS`. A mistake of the user, such as an unusable file or a number out of range, ends the program with
@@ -7,6 +7,7 @@ reads any more with status 141.
 """
 
 import argparse
+import dataclasses
 import io
 import os
 import re
@@ -20,6 +21,7 @@ from pathlib import Path
 from jaxpipe.checkpoint import inspect
 from jaxpipe.checks import show
 from jaxpipe.errors import JaxpipeError, ScheduleError
+from jaxpipe.processes.launch import Launch
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.registry import ALL, find
 from jaxpipe.schedules.simulate import SYNCS, Timeline, simulate
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m jaxpipe", description="Look at pipeline schedules and checkpoints."
+        prog="python -m jaxpipe", description="Look at pipeline schedules and checkpoints, and start programs."
     )
     subparsers = parser.add_subparsers(required=True, metavar="command")
     for add in _COMMANDS:
@@ -44,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         _be_able_to_print_any_name()
-        arguments.run(arguments)
+        status = arguments.run(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a failure can still be reported
-        return 0
+        return status or 0
     except JaxpipeError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -150,6 +152,27 @@ def _inspect(arguments: argparse.Namespace) -> None:
     print("\n".join([*report.head, "", *_columns(report.table, left=2), "", *report.foot]))
 
 
+def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "launch",
+        help="run a script as several processes on this machine",
+        description="Runs a script as several processes on this machine. The script calls jaxpipe.start().",
+    )
+    parser.add_argument("-n", dest="num_processes", type=int, required=True, metavar="N", help="processes on this machine")
+    parser.add_argument("--devices-per-process", type=int, metavar="K", help="simulated CPU devices of each process")
+    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="start all again after a failure, so often")
+    parser.add_argument("--nodes", dest="num_nodes", type=int, default=1, metavar="N", help="how many machines take part")
+    parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="which of them this is, from 0")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached, with several machines")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="script.py ...", help="the script and its arguments")
+    parser.set_defaults(run=_launch)
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Launch)}
+    return Launch(**fields).run()
+
+
 def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schedule", metavar="NAME", help=f"{', '.join(ALL)}, or the path of a .csv file")
     parser.add_argument("--stages", type=int, metavar="S", help="number of stages; a .csv file has its own")
@@ -192,4 +215,4 @@ def _cost(text: str) -> Fraction:
 
 
 _MOST = 1_000_000  # stages x micro-batches
-_COMMANDS = (_add_plot, _add_simulate, _add_inspect)
+_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_launch)

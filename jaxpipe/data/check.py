@@ -64,7 +64,7 @@ def check_micro_batch(item: Batch, mesh: Mesh, needs_labels: bool = True, any_ro
     leaves = named(item[0], item[1] if needs_labels else None)
     check_types(leaves, native=False)  # stacking makes arrays of the native byte order
     # With several processes each one brings a part of the rows, and the data ranks must divide the whole only.
-    check_rows(leaves, 0, 1 if any_rows or jax.process_count() > 1 else data_size(mesh))
+    check_rows(leaves, 0, 1 if any_rows else data_size(mesh))
 
 
 def check_example(example: object, mesh: Mesh) -> None:

@@ -58,7 +58,7 @@ def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
 def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
     """Stacks micro-batches, leaves [B, ...], to a batch on the mesh, leaves [M, B, ...], with the rows over the data ranks.
 
-    With several processes each one brings its own part of the rows.
+    With several processes each one brings the whole micro-batches, and puts the rows onto its devices that belong there.
     """
     sharding = NamedSharding(mesh, PartitionSpec(None, DATA) if DATA in mesh.axis_names else PartitionSpec())
 
@@ -69,7 +69,7 @@ def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
             return jax.device_put(jnp.stack(leaves), sharding)  # np.stack would wait for the device
         stacked = np.stack(leaves)
         if jax.process_count() > 1:
-            return jax.make_array_from_process_local_data(sharding, stacked)
+            return jax.make_array_from_callback(stacked.shape, sharding, lambda index: stacked[index])
         return jax.device_put(stacked, sharding)
 
     return jax.tree.map(one, *items)

@@ -44,6 +44,8 @@ def make_state(params: Params, optimizer: Layerwise, key: Key, mesh: Mesh) -> tu
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
     param_shardings = jax.tree.map(lambda a: a.sharding, params)
     shardings = TrainState(everywhere, param_shardings, opt_shardings, everywhere)  # type: ignore[arg-type]
-    # The key is copied, because the state is donated, and the caller's key must stay usable.
-    step, key = jax.device_put((jnp.zeros((), jnp.int32), jnp.copy(key)), everywhere)
+    # Inside jit, which can put a key onto devices of several processes. The key is copied, because the state is donated,
+    # and the caller's key must stay usable.
+    start = jax.jit(lambda key: (jnp.zeros((), jnp.int32), jnp.copy(key)), out_shardings=everywhere)
+    step, key = start(jax.device_get(key) if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
     return TrainState(step, params, opt_state, key), shardings

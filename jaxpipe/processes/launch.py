@@ -1,0 +1,201 @@
+"""Runs a script as several processes on this machine, as `python -m jaxpipe launch` does. No JAX here.
+
+Each process finds the others through three environment variables, which `jaxpipe.start` reads. What the processes print
+comes line by line, with the number of the process in front. The first process that fails ends all others, and its exit
+code is that of the launch.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from jaxpipe.errors import ConfigError
+
+COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAXPIPE_COORDINATOR", "JAXPIPE_NUM_PROCESSES", "JAXPIPE_PROCESS_ID"
+# Seconds between the polite request to end and the kill. A process with a preemption service may not obey the request.
+GRACE = 10.0
+POLL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What to run, and how often.
+
+    Attributes:
+      command: the script with its arguments, or `-m`, a module and its arguments; Python is put in front.
+      num_processes: processes on this machine, 1 or more.
+      devices_per_process: simulated CPU devices of each; None leaves the devices as they are.
+      num_nodes, node_rank: how many machines take part, and which of them this is.
+      coordinator: `host:port` of process 0, needed with several machines. With one, a free port of this machine is used.
+      restarts: how often to start all processes again after a failure.
+
+    Raises:
+      ConfigError: a number is out of range, or the coordinator is missing.
+    """
+
+    command: Sequence[str]
+    num_processes: int
+    devices_per_process: int | None = None
+    num_nodes: int = 1
+    node_rank: int = 0
+    coordinator: str | None = None
+    restarts: int = 0
+
+    def __post_init__(self):
+        for name, least in {"num_processes": 1, "devices_per_process": 1, "num_nodes": 1, "restarts": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"launch: {name} is {value}, but it has to be {least} or more.")
+        if not 0 <= self.node_rank < self.num_nodes:
+            raise ConfigError(
+                f"launch: node_rank is {self.node_rank} of {self.num_nodes} machines. Machines are numbered from 0 to "
+                f"{self.num_nodes - 1}, and each has a number of its own."
+            )
+        if self.num_nodes > 1 and self.coordinator is None:
+            raise ConfigError(
+                f"launch: {self.num_nodes} machines need --coordinator HOST:PORT, the same on all of them: a name of machine "
+                "0 that the others can reach, and a port that is free there."
+            )
+        if not self.command:
+            raise ConfigError("launch: there is no script to run. Write it behind the options: launch -n 2 train.py.")
+
+    def environment(self, number: int, base: Mapping[str, str], coordinator: str) -> dict[str, str]:
+        """The environment of the process that is the `number`-th on this machine."""
+        made = {
+            **base,
+            COORDINATOR: coordinator,
+            NUM_PROCESSES: str(self.num_processes * self.num_nodes),
+            PROCESS_ID: str(self.process_id(number)),
+            "PYTHONUNBUFFERED": "1",
+        }
+        if self.devices_per_process is not None:
+            made["JAX_NUM_CPU_DEVICES"] = str(self.devices_per_process)
+            made.setdefault("JAX_PLATFORMS", "cpu")
+        return made
+
+    def process_id(self, number: int) -> int:
+        """The number among all machines of the `number`-th process on this one."""
+        return self.node_rank * self.num_processes + number
+
+    def run(self) -> int:
+        """Runs the processes until all have ended, and again after a failure as often as is wanted.
+
+        Returns:
+          0 if every process returned 0. Otherwise the exit code of the one that failed first; 128 + n if signal n ended it,
+          and 130 after Ctrl-C.
+        """
+        for attempt in range(self.restarts + 1):
+            code = _Processes(self).wait()
+            if code in (0, 128 + signal.SIGINT) or attempt == self.restarts:
+                return code
+            _say(f"attempt {attempt + 1} failed with exit code {code}; starting again ({self.restarts - attempt} left).")
+        raise AssertionError("unreachable")
+
+
+class _Processes:
+    """The processes of one attempt."""
+
+    def __init__(self, launch: Launch):
+        self.launch = launch
+        coordinator = launch.coordinator or f"127.0.0.1:{_free_port()}"
+        self.running: list[subprocess.Popen[bytes]] = []
+        self.readers: list[threading.Thread] = []
+        self._asked: int | None = None  # the signal that this launch was sent
+        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for number in range(launch.num_processes):
+                process = subprocess.Popen(
+                    [sys.executable, *launch.command],
+                    env=launch.environment(number, os.environ, coordinator),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in the terminal comes to this process, which passes it on
+                )
+                self.running.append(process)
+                assert process.stdout is not None
+                reader = threading.Thread(target=_copy, args=(process.stdout, launch.process_id(number)), daemon=True)
+                reader.start()
+                self.readers.append(reader)
+        except BaseException:
+            self._end(signal.SIGKILL)
+            raise
+        finally:
+            self._handlers = handlers
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self._asked = number
+
+    def wait(self) -> int:
+        """Waits for all processes; returns the exit code of the attempt."""
+        failed: int | None = None
+        passed_on: int | None = None
+        deadline = float("inf")
+        try:
+            while any(process.poll() is None for process in self.running):
+                if self._asked is not None and passed_on is None:
+                    passed_on = self._asked
+                    self._end(passed_on)
+                    # A process that is asked to end by SIGTERM may first have something to save.
+                    deadline = time.monotonic() + GRACE if passed_on == signal.SIGINT else float("inf")
+                if failed is None and (failed := self._first_failure()) is not None and deadline == float("inf"):
+                    self._end(signal.SIGTERM)
+                    deadline = time.monotonic() + GRACE
+                if time.monotonic() > deadline:
+                    self._end(signal.SIGKILL)
+                    deadline = float("inf")
+                time.sleep(POLL)
+            failed = self._first_failure() if failed is None else failed
+        finally:
+            for reader in self.readers:
+                reader.join()
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)
+        if passed_on == signal.SIGINT:
+            return 128 + signal.SIGINT
+        return 0 if failed is None else failed
+
+    def _first_failure(self) -> int | None:
+        for number, process in enumerate(self.running):
+            code = process.poll()
+            if code:
+                what = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+                _say(f"process {self.launch.process_id(number)} {what}; ending the others.")
+                return 128 - code if code < 0 else code
+        return None
+
+    def _end(self, number: int) -> None:
+        for process in self.running:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
+
+_lock = threading.Lock()
+
+
+def _copy(stream: IO[bytes], process_id: int) -> None:
+    """Copies what a process prints, with its number in front of every line."""
+    for line in stream:
+        with _lock:
+            sys.stdout.buffer.write(b"[%d] %s%s" % (process_id, line, b"" if line.endswith(b"\n") else b"\n"))
+            sys.stdout.buffer.flush()
+
+
+def _say(text: str) -> None:
+    with _lock:
+        print(f"jaxpipe launch: {text}", file=sys.stderr, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
