@@ -21,6 +21,7 @@ from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.specs import Layer, LayerSpec, TiedLayerSpec
 from jaxpipe.monitor.progress import Progress
 from jaxpipe.pipeline import Pipeline
+from jaxpipe.processes.start import start
 from jaxpipe.schedules import Schedule
 from jaxpipe.training.config import Config
 from jaxpipe.training.state import TrainState
@@ -46,6 +47,7 @@ __all__ = [
     "reference",
     "save_weights",
     "schedules",
+    "start",
 ]
 
 try:

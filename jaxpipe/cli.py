@@ -158,13 +158,23 @@ def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="run a script as several processes on this machine",
         description="Runs a script as several processes on this machine. The script calls jaxpipe.start().",
     )
-    parser.add_argument("-n", dest="num_processes", type=int, required=True, metavar="N", help="processes on this machine")
+    parser.add_argument(
+        "-n", dest="num_processes", type=int, required=True, metavar="N", help="processes on this machine"
+    )
     parser.add_argument("--devices-per-process", type=int, metavar="K", help="simulated CPU devices of each process")
-    parser.add_argument("--restarts", type=int, default=0, metavar="N", help="start all again after a failure, so often")
-    parser.add_argument("--nodes", dest="num_nodes", type=int, default=1, metavar="N", help="how many machines take part")
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="start all again after a failure, so often"
+    )
+    parser.add_argument(
+        "--nodes", dest="num_nodes", type=int, default=1, metavar="N", help="how many machines take part"
+    )
     parser.add_argument("--node-rank", type=int, default=0, metavar="K", help="which of them this is, from 0")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached, with several machines")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="script.py ...", help="the script and its arguments")
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 can be reached, with several machines"
+    )
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, metavar="script.py ...", help="the script and its arguments"
+    )
     parser.set_defaults(run=_launch)
 
 

@@ -27,6 +27,7 @@ FLOOR = {
     "optimizer": 7,
     "monitor": 7,
     "compat": 7,
+    "processes": 7,
     "training": 8,
     "checkpoint": 9,
     "evaluation": 9,

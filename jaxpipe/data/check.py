@@ -1,6 +1,5 @@
 """Checks batches, micro-batches and examples by types and shapes, before anything is traced or moved."""
 
-import jax
 from jax.sharding import Mesh
 
 from jaxpipe.data.leaves import check_pair, check_rows, check_types, named

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.data.pull import check_for_training, pull
 from jaxpipe.mesh import DATA, data_size
-from jaxpipe.model.shapes import aval, signature
+from jaxpipe.model.shapes import aval, is_key, signature
 from jaxpipe.types import AnyArray, Batch
 
 
@@ -51,7 +51,7 @@ def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
         if aval(jax.tree.leaves(alike[0])[0]).shape[0] % data_size(mesh) == 0:
             batches.append(stack(alike, mesh))
         else:
-            batches.append(jax.tree.map(lambda *leaves: np.stack(leaves), *alike))
+            batches.append(jax.tree.map(_stacked, *alike))
     return batches
 
 
@@ -73,3 +73,10 @@ def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
         return jax.device_put(stacked, sharding)
 
     return jax.tree.map(one, *items)
+
+
+def _stacked(*leaves: AnyArray) -> AnyArray:
+    """The leaves stacked on the host; PRNG keys, which NumPy does not know, on the device."""
+    if isinstance(leaves[0], jax.Array) and is_key(leaves[0]):
+        return jnp.stack(leaves)
+    return np.stack(leaves)

@@ -18,7 +18,7 @@ P = PartitionSpec
 class Device(NamedTuple):
     """Where in the mesh a device is: its rank and its data rank, int32 [].
 
-    They are inputs of the `shard_map`: `axis_index` in one branch only has upset partitioners before.
+    They are inputs of the `shard_map`: `axis_index` in one branch only has upset partitioners.
     """
 
     rank: jax.Array

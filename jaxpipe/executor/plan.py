@@ -98,11 +98,7 @@ class TrainPlan:
         held = jax.tree.leaves(self.weights.avals())
         sums = jax.tree.leaves(jax.eval_shape(self.weights.blank_gradients, self.weights.avals()))
         saved = self.store.avals(self.program.pools[SAVED])
-        messages = [
-            size * _bytes(self.codecs[value].spec)
-            for value, size in self.program.inboxes.items()
-            if value in self.codecs
-        ]
+        messages = [size * _bytes(self.codecs[value].spec) for value, size in self.program.inboxes.items()]
         return {"weights": _bytes(held), "gradients": _bytes(sums), "saved": _bytes(saved), "messages": sum(messages)}
 
     def __str__(self) -> str:

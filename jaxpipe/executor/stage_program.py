@@ -39,24 +39,24 @@ class Segment:
     """A unit and how often it repeats.
 
     Attributes:
-      known: its input is in the batch, so that the forward need not keep it.
+      in_batch: its input is in the batch, so that the forward need not keep it.
       entries: the places of what it keeps.
     """
 
     unit: Unit
     repeats: int
-    known: bool
+    in_batch: bool
     entries: tuple[Entry, ...]
 
     @property
-    def num_inputs(self) -> int:
+    def num_saved_inputs(self) -> int:
         """How many leaves of its input are among what the unit saves."""
         return len(self.unit.saved_inputs)
 
     @property
     def kept(self) -> list[jax.ShapeDtypeStruct]:
         """Abstract values of what has an entry."""
-        return self.unit.saved[self.num_inputs :] if self.known else self.unit.saved
+        return self.unit.saved[self.num_saved_inputs :] if self.in_batch else self.unit.saved
 
 
 class StageProgram:
@@ -88,9 +88,9 @@ class StageProgram:
         x = stage.inputs
         for parts, repeats, make in remat.groups(body):
             unit = make(parts, *self._operand_avals(parts, key, x))
-            known = stage.is_first and not self.segments and repeats == 1
-            segment = Segment(unit, repeats, known, ())
-            self.segments.append(Segment(unit, repeats, known, tuple(cursor.take(segment.kept, repeats))))
+            in_batch = stage.is_first and not self.segments and repeats == 1
+            segment = Segment(unit, repeats, in_batch, ())
+            self.segments.append(Segment(unit, repeats, in_batch, tuple(cursor.take(segment.kept, repeats))))
             x = unit.outputs
         self.tail: Tail | None = None
         self._tail_entries: tuple[Entry, ...] = ()
@@ -113,7 +113,7 @@ class StageProgram:
     def forward(self, held: Params, x: Tree, micro_batch: MicroBatch, buffers: Buffers) -> tuple[Tree, Buffers]:
         """Runs the stage up to the tail; returns its output, and the buffers with what the backward needs."""
         for segment in self.segments:
-            drop = segment.num_inputs if segment.known else 0
+            drop = segment.num_saved_inputs if segment.in_batch else 0
 
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, drop: int = drop) -> Any:
                 x, buffers = carry
@@ -140,11 +140,11 @@ class StageProgram:
                 repeat = segment.repeats - 1 - repeat
                 params, layer_keys = self._operands(unit, held, micro_batch, repeat)
                 saved = store.read(buffers, micro_batch.slot, segment.entries, repeat, segment.kept)
-                if segment.known:
+                if segment.in_batch:
                     inputs = jax.tree.leaves(micro_batch.inputs)
                     known = [inputs[i] for i in unit.saved_inputs]
                 else:
-                    known, saved = saved[: segment.num_inputs], saved[segment.num_inputs :]
+                    known, saved = saved[: segment.num_saved_inputs], saved[segment.num_saved_inputs :]
                 dparams, dx = unit.backward(params, known, saved, layer_keys, dy)
                 return (dx, self.weights.add(grads, unit.parts, repeat, unit.params, dparams))
 

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxpipe.errors import LayerError
 from jaxpipe.executor.residence import Repeat
-from jaxpipe.model.capture import capture
-from jaxpipe.model.shapes import aval, is_inexact
+from jaxpipe.model.blame import blame
+from jaxpipe.model.capture import Captured, capture
+from jaxpipe.model.shapes import aval, describe, is_inexact
 from jaxpipe.model.stages import Part
 from jaxpipe.model.values import canonical
 from jaxpipe.types import Avals, Key, Leaves, Params, Tree
@@ -87,6 +89,24 @@ class Unit(abc.ABC):
           saved: what else `forward` kept.
         """
 
+    def _captured_backward(self, backward: Callable[..., Gradients], *args: Avals) -> Captured:
+        """The backward, captured; what a user has written in a `custom_vjp` runs here.
+
+        Raises:
+          LayerError: the gradient of the input has other shapes or dtypes than the input.
+        """
+        label = self.parts[0].label if self.parts else "the tail"
+        where = label if len(self.parts) == 1 else f"{label} or a layer behind it"
+        with blame(f"the backward of {where}", lambda: f"it was given the gradient of {describe(self.outputs)}"):
+            captured = capture(backward, *args)
+        found, wanted = captured.outputs[1], [leaf for leaf in self._inputs if is_inexact(leaf)]
+        if [(a.shape, a.dtype) for a in found] != [(a.shape, a.dtype) for a in wanted]:
+            raise LayerError(
+                f"The backward of {where} gives {describe(found)} for an input of {describe(wanted)}. The gradient of an "
+                "array has its shape and its dtype: cast it in the custom_vjp."
+            )
+        return captured
+
     def _function(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Callable[..., Tree], Leaves, Leaves]:
         """The computation as a function of the inexact leaves of params and input, and those leaves."""
         param_leaves, with_params = split_inexact(params)
@@ -113,7 +133,7 @@ class Recompute(Unit):
             y, pullback = jax.vjp(function, *leaves)
             return pullback(_cotangents(canonical(y), dy))
 
-        self._backward = capture(backward, params, self._inputs, layer_keys, _inexact(self.outputs))
+        self._backward = self._captured_backward(backward, params, self._inputs, layer_keys, _inexact(self.outputs))
 
     def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
         return self._forward(params, x, layer_keys), jax.tree.leaves(x)
@@ -175,7 +195,9 @@ class Keep(Unit):
                     leaves.append(source.constant if source.computed is None else saved[source.computed])
             return jax.tree.unflatten(structure, leaves)(_cotangents(self.outputs, dy))
 
-        self._backward = capture(backward, params, known_avals, extra, layer_keys, _inexact(self.outputs))
+        self._backward = self._captured_backward(
+            backward, params, known_avals, extra, layer_keys, _inexact(self.outputs)
+        )
 
     def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
         made = self._forward.leaves(params, x, layer_keys)

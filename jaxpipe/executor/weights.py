@@ -85,7 +85,7 @@ class Weights:
 
     def leave(self, sums: Params, counted: jax.Array | None = None) -> Params:
         """The gradient of the params tree from those of what the ranks hold: summed over data ranks, and over ranks too
-        where several hold the same weights. The inverse way of `enter`, inside `shard_map`.
+        where several hold the same weights. The transpose of `enter`, inside `shard_map`.
 
         Args:
           counted: if false, all gradients are zeros, whatever they were (zero times infinity, say); None: as they are.

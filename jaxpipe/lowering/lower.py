@@ -23,7 +23,7 @@ def lower(schedule: Schedule) -> Program:
     ticks = clock(schedule)
     routed = messages(schedule)
     carriers = channels(routed)
-    number = {edge_of: n for n, channel in enumerate(carriers) for edge_of in _edges(channel)}
+    channel_of = {carried: n for n, channel in enumerate(carriers) for carried in _edges(channel)}
     saved, saved_per_rank = _saved_slots(schedule, ticks)
     pools = {} if schedule.forward_only else {SAVED: max(saved_per_rank)}
     arrival, inboxes = _arrival_slots(schedule, routed)
@@ -34,7 +34,7 @@ def lower(schedule: Schedule) -> Program:
         grid[tick][schedule.placement[stage]] = Cell(kind, stage, micro_batch, slots)
     traffic: list[set[Traffic]] = [set() for _ in grid]
     for message in routed:
-        slot, channel = arrival[message], number[message.value, message.edge]
+        slot, channel = arrival[message], channel_of[message.value, message.edge]
         reader = grid[message.read][message.target]
         grid[message.read][message.target] = reader._replace(read=slot)
         lands = grid[message.sent][message.target]
@@ -62,6 +62,7 @@ def lower(schedule: Schedule) -> Program:
 
 
 def _edges(channel: Channel) -> list[tuple[str, tuple[int, int]]]:
+    """What a channel carries: its kind of value along each of its edges."""
     return [(channel.value, edge) for edge in channel.edges]
 
 

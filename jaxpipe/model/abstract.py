@@ -18,6 +18,7 @@ def with_axes(mesh: Mesh, function: Callable[[], tuple[()]]) -> Callable[[], tup
     """`function` as one that runs with the mesh axes bound, as they are inside a compiled step.
 
     Users' layers and losses may name those axes, `jax.lax.pmean(x, "data")`, so whatever traces them has to run like this.
+    Nothing leaves the `shard_map`: the function returns () and puts its results where the caller finds them.
     """
     inside = jax.shard_map(
         function, mesh=mesh, in_specs=(), out_specs=(), axis_names=manual_axes(mesh), check_vma=False

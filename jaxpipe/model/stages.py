@@ -62,7 +62,7 @@ class Part:
             params, key = each
             return self.run(params, x, key), None
 
-        # Derivatives that users have written run here.
+        # The rules of derivatives that users have written run here, but for the backward of a `custom_vjp`.
         with blame(f"{self.label} or one like it", lambda: f"it was given {describe(x)}"):
             if self.count == 1:
                 return self.run(params, x, layer_keys)

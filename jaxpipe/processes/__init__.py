@@ -1,3 +1,3 @@
-"""Several processes: how they are started, and how a program finds the others. Public: `jaxpipe.start`."""
+"""Several processes: how they are started, and how they find each other; private, but for `jaxpipe.start`."""
 
 __all__: list[str] = []

@@ -61,8 +61,8 @@ class Launch:
             )
         if self.num_nodes > 1 and self.coordinator is None:
             raise ConfigError(
-                f"launch: {self.num_nodes} machines need --coordinator HOST:PORT, the same on all of them: a name of machine "
-                "0 that the others can reach, and a port that is free there."
+                f"launch: {self.num_nodes} machines need --coordinator HOST:PORT, the same on all of them: a name of "
+                "machine 0 that the others can reach, and a port that is free there."
             )
         if not self.command:
             raise ConfigError("launch: there is no script to run. Write it behind the options: launch -n 2 train.py.")
@@ -96,7 +96,9 @@ class Launch:
             code = _Processes(self).wait()
             if code in (0, 128 + signal.SIGINT) or attempt == self.restarts:
                 return code
-            _say(f"attempt {attempt + 1} failed with exit code {code}; starting again ({self.restarts - attempt} left).")
+            _say(
+                f"attempt {attempt + 1} failed with exit code {code}; starting again ({self.restarts - attempt} left)."
+            )
         raise AssertionError("unreachable")
 
 

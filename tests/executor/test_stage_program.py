@@ -72,8 +72,8 @@ def test_what_is_in_the_batch_is_not_kept():
     """The first unit's input is known where the unit does not repeat; then everything has one entry per repetition."""
     _, program = program_of("layer")
     start, blocks = program.segments
-    assert (start.known, start.repeats, start.kept, start.entries) == (True, 1, [], ())
-    assert (blocks.known, blocks.repeats) == (False, 4)
+    assert (start.in_batch, start.repeats, start.kept, start.entries) == (True, 1, [], ())
+    assert (blocks.in_batch, blocks.repeats) == (False, 4)
     assert [leaf.shape for leaf in blocks.kept] == [(4, 3), (4,)]
     _, program = program_of("stage")
     (whole,) = program.segments
@@ -97,7 +97,7 @@ def test_a_run_of_layers_at_the_very_beginning_keeps_what_it_takes():
     layout = Layout(module, (0, 5), [each.params for each in shapes])
     (program,) = TrainPlan(layout, MESH, PROGRAM, "layer", (inputs, labels), None).programs
     (blocks,) = program.segments
-    assert (blocks.known, blocks.repeats, len(blocks.entries)) == (False, 4, 2)
+    assert (blocks.in_batch, blocks.repeats, len(blocks.entries)) == (False, 4, 2)
     (program,) = TrainPlan(layout, MESH, PROGRAM, 4, (inputs, labels), None).programs
     (blocks,) = program.segments
-    assert (blocks.known, blocks.repeats, len(blocks.entries)) == (True, 1, 0)
+    assert (blocks.in_batch, blocks.repeats, len(blocks.entries)) == (True, 1, 0)

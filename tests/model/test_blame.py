@@ -164,3 +164,28 @@ def test_in_init_while_built_and_in_the_compiled_step():
     with pytest.raises(IndexError, match="late") as caught:
         pipe.value_and_grad(params, (X[None], None))
     assert any("Raised in layer 1 (late)" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize("remat", ["layer", "none"])
+def test_in_a_backward_that_a_user_has_written(remat):
+    def layer(bwd):
+        @jax.custom_vjp
+        def double(x):
+            return 2 * x
+
+        double.defvjp(lambda x: (2 * x, x), bwd)
+        return double
+
+    def raises(x, dy):
+        raise IndexError("mine")
+
+    def gradient(bwd):
+        module = jaxpipe.PipelineModule([jnp.sin, layer(bwd), jnp.tanh], lambda y, t: y.mean(), [0, 2, 3])
+        pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2), 1, remat=remat)
+        return pipe.value_and_grad(pipe.init(0, X), (X[None], None))
+
+    with pytest.raises(IndexError, match="mine") as caught:
+        gradient(raises)
+    assert any("Raised in the backward of layer 1 (double)" in note for note in caught.value.__notes__)
+    with pytest.raises((LayerError, TypeError), match="bfloat16"):
+        gradient(lambda x, dy: (dy.astype(jnp.bfloat16),))
