@@ -77,7 +77,7 @@ def test_what_is_in_the_batch_is_not_kept():
     assert [leaf.shape for leaf in blocks.kept] == [(4, 3), (4,)]
     _, program = program_of("stage")
     (whole,) = program.segments
-    assert whole.known and whole.entries == () and len(whole.unit.parts) == 2
+    assert whole.in_batch and whole.entries == () and len(whole.unit.parts) == 2
     assert program.tail is not None and [part.label for part in program.tail.parts] == ["layer 5 (Head)"]
 
 
