@@ -39,7 +39,7 @@ def on_ranks(body, batches, loose=None):
 
 
 def home(layer, batch="x"):
-    return Value(AVAL, (STACK.name, layer), batch=batch)
+    return Value(AVAL, (STACK.name, layer), held_in=batch)
 
 
 def rows_of(values):
@@ -86,7 +86,7 @@ def group_of(function, layers, avals=(AVAL,)):
         for number, equation in enumerate(trace.equations):
             groups.append([]) if number == len(groups) else None
             for place, v in enumerate(equation.outputs):
-                v.batch = "made", number, place
+                v.held_in = "made", number, place
             groups[number].append(equation)
     return groups
 
@@ -98,7 +98,7 @@ def test_like_equations_of_some_layers(layers):
     def body(rows):
         for group in groups:
             rows.compute(group)
-        assert rows.slots[groups[-1][0].outputs[0].batch] == sorted({STACK.places[n][1] for n in layers})
+        assert rows.slots[groups[-1][0].outputs[0].held_in] == sorted({STACK.places[n][1] for n in layers})
         return rows.stored(STACK, rows_of({e.home[1]: e.outputs[0] for e in groups[-1]}))
 
     found = on_ranks(body, {"x": stored(LAYERS)})

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxpipe.executor.train import StepResult
 from jaxpipe.optimizer.arguments import checked
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.training.optimizer import make_step
@@ -26,7 +27,7 @@ def step_of(clipping=None, loss=None):
     """A step whose gradient is `inputs`, and whose loss is `labels`, or what `loss` says of the key."""
 
     def value_and_grad(params, inputs, labels, key):
-        return labels if loss is None else loss(key), inputs
+        return StepResult(labels if loss is None else loss(key), inputs)
 
     return jax.jit(make_step(value_and_grad, layerwise(), clipping))
 
