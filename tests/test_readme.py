@@ -102,7 +102,7 @@ def test_figures_come_from_a_committed_result():
         assert quoted == report.figures(ROOT / "benchmarks" / "results" / f"{source[1]}.json").strip()
 
 
-@pytest.mark.parametrize("command", re.findall(r"^ {4}python -m jaxpipe (?!inspect)(.*)$", README, re.MULTILINE))
+@pytest.mark.parametrize("command", re.findall(r"^ {4}python -m jaxpipe (?!inspect|launch)(.*)$", README, re.MULTILINE))
 def test_commands_run(command, capsys):
     assert cli.main(shlex.split(command)) == 0
     assert capsys.readouterr().out

@@ -5,12 +5,13 @@ import sys
 
 import jaxpipe
 
-jaxpipe.start(heartbeat_timeout=60)
+if __name__ == "__main__":
+    jaxpipe.start(heartbeat_timeout=60)
 
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
+import numpy as np
+import optax
 
-from tests import models  # noqa: E402
+from tests import models
 
 
 def train(pipe, data):
