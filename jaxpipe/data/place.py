@@ -67,7 +67,7 @@ def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
             if any(isinstance(leaf, jax.Array) and leaf.sharding != leaves[0].sharding for leaf in leaves):
                 leaves = tuple(jax.device_put(leaf, leaves[0].sharding) for leaf in leaves)
             return jax.device_put(jnp.stack(leaves), sharding)  # np.stack would wait for the device
-        stacked = np.stack(leaves)
+        stacked = _stacked(*leaves)
         if jax.process_count() > 1:
             return jax.make_array_from_callback(stacked.shape, sharding, lambda index: stacked[index])
         return jax.device_put(stacked, sharding)

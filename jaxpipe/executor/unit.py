@@ -95,7 +95,7 @@ class Unit(abc.ABC):
         Raises:
           LayerError: the gradient of the input has other shapes or dtypes than the input.
         """
-        label = self.parts[0].label if self.parts else "the tail"
+        label = self.parts[0].label
         where = label if len(self.parts) == 1 else f"{label} or a layer behind it"
         with blame(f"the backward of {where}", lambda: f"it was given the gradient of {describe(self.outputs)}"):
             captured = capture(backward, *args)

@@ -23,7 +23,7 @@ def lower(schedule: Schedule) -> Program:
     ticks = clock(schedule)
     routed = messages(schedule)
     carriers = channels(routed)
-    channel_of = {carried: n for n, channel in enumerate(carriers) for carried in _edges(channel)}
+    channel_of = {(c.value, edge): number for number, c in enumerate(carriers) for edge in c.edges}
     saved, saved_per_rank = _saved_slots(schedule, ticks)
     pools = {} if schedule.forward_only else {SAVED: max(saved_per_rank)}
     arrival, inboxes = _arrival_slots(schedule, routed)
@@ -59,11 +59,6 @@ def lower(schedule: Schedule) -> Program:
     )
     verify(program)
     return program
-
-
-def _edges(channel: Channel) -> list[tuple[str, tuple[int, int]]]:
-    """What a channel carries: its kind of value along each of its edges."""
-    return [(channel.value, edge) for edge in channel.edges]
 
 
 def _saved_slots(schedule: Schedule, ticks: Ticks) -> tuple[dict[tuple[int, int], int], list[int]]:

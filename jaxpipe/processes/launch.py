@@ -111,7 +111,7 @@ class _Processes:
         self.running: list[subprocess.Popen[bytes]] = []
         self.readers: list[threading.Thread] = []
         self._asked: int | None = None  # the signal that this launch was sent
-        handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for number in range(launch.num_processes):
                 process = subprocess.Popen(
@@ -129,9 +129,12 @@ class _Processes:
                 self.readers.append(reader)
         except BaseException:
             self._end(signal.SIGKILL)
+            self._restore_handlers()
             raise
-        finally:
-            self._handlers = handlers
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: object) -> None:
         self._asked = number
@@ -159,8 +162,7 @@ class _Processes:
         finally:
             for reader in self.readers:
                 reader.join()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
+            self._restore_handlers()
         if passed_on == signal.SIGINT:
             return 128 + signal.SIGINT
         return 0 if failed is None else failed

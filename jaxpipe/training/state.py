@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpipe.model.shapes import aval
+from jaxpipe.model.values import raw, typed
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
 from jaxpipe.types import Key, Params
@@ -44,8 +46,9 @@ def make_state(params: Params, optimizer: Layerwise, key: Key, mesh: Mesh) -> tu
     opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
     param_shardings = jax.tree.map(lambda a: a.sharding, params)
     shardings = TrainState(everywhere, param_shardings, opt_shardings, everywhere)  # type: ignore[arg-type]
-    # Inside jit, which can put a key onto devices of several processes. The key is copied, because the state is donated,
-    # and the caller's key must stay usable.
-    start = jax.jit(lambda key: (jnp.zeros((), jnp.int32), jnp.copy(key)), out_shardings=everywhere)
-    step, key = start(jax.device_get(key) if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
+    # The key goes by way of the host, wherever it lies, and becomes a key again inside jit, which can put it onto devices
+    # of several processes. So it is also a copy: the state is donated, and the caller's key must stay usable.
+    like = aval(key)
+    start = jax.jit(lambda words: (jnp.zeros((), jnp.int32), typed(words, like)), out_shardings=everywhere)
+    step, key = start(jax.device_get(raw(key)))
     return TrainState(step, params, opt_state, key), shardings

@@ -10,11 +10,7 @@ import jaxpipe
 from jaxpipe.errors import ConfigError, LayerError
 from tests.models import MODELS, make_batch
 from tests.optimizer.engines import M, data, engine_for
-from tests.optimizer.optimizers import by_ndim, error, natural
-
-
-def only_init():
-    return type("OnlyInit", (), {"init": lambda self, params: params})()
+from tests.optimizer.optimizers import by_ndim, error, natural, only_init
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import jaxpipe
 from jaxpipe.model.layers import bind
@@ -10,6 +11,15 @@ from jaxpipe.model.layers import bind
 X = jnp.ones((4, 8))
 KEY = jax.random.key(3)
 Spec = jaxpipe.LayerSpec
+
+
+class Block(nnx.Module):
+    def __init__(self, width, *, rngs):
+        self.dense = nnx.Linear(width, width, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return x + self.drop(self.dense(x))
 
 
 def run(entry, train=True, key=KEY, x=X):

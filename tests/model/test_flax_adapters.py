@@ -10,16 +10,7 @@ from flax import linen, nnx
 import jaxpipe
 from jaxpipe.errors import LayerError
 from jaxpipe.model.layers import bind
-from tests.model.flax_layers import Spec, X, factor, run
-
-
-class Block(nnx.Module):
-    def __init__(self, width, *, rngs):
-        self.dense = nnx.Linear(width, width, rngs=rngs)
-        self.drop = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, x):
-        return x + self.drop(self.dense(x))
+from tests.model.flax_layers import Block, Spec, X, factor, run
 
 
 class Forwards(nnx.Module):

@@ -11,7 +11,7 @@ from flax import nnx
 import jaxpipe
 from jaxpipe.errors import LayerError
 from tests.compare import assert_close
-from tests.model.flax_layers import Spec, X, dropped, factor, run
+from tests.model.flax_layers import Block, Spec, X, dropped, factor, run
 
 
 class Flag(nnx.Module):
@@ -84,15 +84,6 @@ def test_nnx_modules_are_told_the_mode():
     assert not dropped(Spec(Frozen, True)), "set at construction"
     assert dropped(Spec(Frozen, False)) and not dropped(Spec(Frozen, False), train=False)
     assert not dropped(Spec(nnx.Dropout, 0.5, deterministic=True)) and dropped(Spec(nnx.Dropout, 0.5))
-
-
-class Block(nnx.Module):
-    def __init__(self, width, *, rngs):
-        self.dense = nnx.Linear(width, width, rngs=rngs)
-        self.drop = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, x):
-        return x + self.drop(self.dense(x))
 
 
 class Many(nnx.Module):

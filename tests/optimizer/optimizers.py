@@ -9,6 +9,11 @@ RATE = 1e-2
 with_path = jax.tree_util.tree_map_with_path
 
 
+def only_init():
+    """Half a transformation."""
+    return type("OnlyInit", (), {"init": lambda self, params: params})()
+
+
 def by_ndim(tree):
     return jax.tree.map(lambda a: a.ndim > 1, tree)
 

@@ -7,12 +7,9 @@ import pytest
 
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.optimizer.arguments import SlowWeights, calling, checked, explaining, fitted, plain_numpy_rules
+from tests.optimizer.optimizers import only_init
 
 PARAMS = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
-
-
-def only_init():
-    return type("OnlyInit", (), {"init": lambda self, params: params})()
 
 
 @pytest.mark.parametrize(

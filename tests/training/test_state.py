@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import pytest
 from jax.sharding import PartitionSpec
 
 from jaxpipe.optimizer.arguments import checked
@@ -37,6 +39,15 @@ def test_the_key_of_the_caller_lives_on():
     _, state, _ = made(key)
     state.key.delete()
     assert (jax.random.key_data(key) == jax.random.key_data(jax.random.key(3))).all()
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_the_key_may_lie_on_any_device(make):
+    key = jax.device_put(make(3), jax.devices()[-1])
+    _, state, _ = made(key)
+    assert (
+        state.key.dtype == key.dtype and (np.asarray(jax.random.key_data(state.key)) == jax.random.key_data(key)).all()
+    )
 
 
 def test_it_is_a_tree():
