@@ -9,10 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint check fix bench clean
+.PHONY: help demo test test-fast test-compilers lint check fix bench clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/stamp-demo  ## train a small GPT on simulated devices and write plots to demo_out/
 	$(BIN)/python examples/train_gpt.py --output demo_out $(ARGS)
@@ -24,6 +24,17 @@ test: $(VENV)/stamp-test  ## run all tests
 # By path, so that no test can be forgotten: whatever compiles for longer belongs into tests/contracts, or is marked slow.
 test-fast: $(VENV)/stamp-test  ## run the unit tests, one file per module
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/contracts -m "not slow" $(ARGS)
+
+# Two environments, because each brings the compiler of one kind of hardware: 0.7 GB and 5.5 GB. None of the hardware is needed.
+test-compilers: .venv-tpu/stamp .venv-cuda/stamp  ## compile for TPUs and GPUs that are not there, and look at it (long)
+	.venv-tpu/bin/python -m pytest -n 0 tests/compilers -k "tpu or topology" $(ARGS)
+	.venv-cuda/bin/python -m pytest -n 0 tests/compilers -k "gpu or topology" $(ARGS)
+
+.venv-tpu/stamp .venv-cuda/stamp: .venv-%/stamp: pyproject.toml
+	@echo "Creating .venv-$* with jaxpipe[$*] and the compiler; the first time takes some minutes."
+	@test -x .venv-$*/bin/pip || $(PYTHON) -m venv --clear .venv-$*
+	@.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --editable '.[$*,test]'
+	@touch $@
 
 lint: $(VENV)/stamp-check  ## check format, lint, types and duplicated code
 	$(BIN)/ruff format --check .
@@ -41,7 +52,7 @@ bench: $(VENV)/stamp-demo  ## run the benchmarks
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:  ## remove .venv, results and caches
-	rm -rf $(VENV) demo_out bench_out build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-cuda demo_out bench_out build dist .pytest_cache .ruff_cache .hypothesis
 	find jaxpipe tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # One stamp per set of extras, so that `make demo` does not wait for a type checker.

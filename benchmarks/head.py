@@ -4,7 +4,6 @@ Writes results/head_<platform>_<date>.json and .md, and prints the table.
 """
 
 import argparse
-import datetime
 import functools
 import os
 import statistics
@@ -22,6 +21,7 @@ import numpy as np
 import report
 
 import jaxpipe
+from jaxpipe.model.context import Context
 
 HERE = Path(__file__).parent
 MICRO_BATCHES = 8
@@ -54,14 +54,15 @@ def parts(module: jaxpipe.PipelineModule, layers: list[Any], batch: Any, rounds:
     @jax.jit
     def blocks(layers: Any, x: jax.Array) -> jax.Array:
         for layer, params in zip(module.layers[1:-1], layers[1:-1], strict=True):
-            x = layer.apply(params, x, None, False)
+            x, _ = layer.apply(params, x, Context(), False)
         return x
 
     @jax.jit
     def head(layers: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
-        return loss_fn(module.layers[-1].apply(layers[-1], x, None, False), labels)
+        logits, _ = module.layers[-1].apply(layers[-1], x, Context(), False)
+        return loss_fn(logits, labels)
 
-    embed = jax.jit(lambda layers, x: module.layers[0].apply(layers[0], x, None, False))
+    embed = jax.jit(lambda layers, x: module.layers[0].apply(layers[0], x, Context(), False)[0])
     inputs, labels = (jax.device_put(leaf[0], jax.devices()[0]) for leaf in batch)
     embedded = embed(layers, inputs)
     out = blocks(layers, embedded)
@@ -115,13 +116,8 @@ def run(size: model.Size, vocabulary: int, stages: list[int], rounds: int) -> di
                 "bound": _bound(pieces, count),
             }
         )
-    device = jax.devices()[0]
     return {
-        "date": datetime.date.today().isoformat(),
-        "platform": device.platform,
-        "simulated": device.platform == "cpu",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "jax": jax.__version__,
+        **measure.machine(),
         "rounds": rounds,
         "model": {**vars(size), "vocabulary": vocabulary},
         "micro_batches": MICRO_BATCHES,

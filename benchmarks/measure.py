@@ -1,5 +1,7 @@
 """Measures programs without knowing what they compute: compile phases, HLO, memory, interleaved times."""
 
+import datetime
+import os
 import re
 import statistics
 import time
@@ -17,6 +19,18 @@ _lowering_seconds: list[float] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, seconds, **_: _lowering_seconds.append(seconds) if event == _LOWERING else None
 )
+
+
+def machine() -> dict[str, Any]:
+    """Where and when something is measured, as results say it."""
+    platform = jax.devices()[0].platform
+    return {
+        "date": datetime.date.today().isoformat(),
+        "platform": platform,
+        "simulated": platform == "cpu",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "jax": jax.__version__,
+    }
 
 
 def compile_and_describe(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:

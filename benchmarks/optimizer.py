@@ -5,7 +5,6 @@ Writes results/optimizer_<platform>_<date>.json and .md, and prints the table.
 """
 
 import argparse
-import datetime
 import functools
 import os
 import re
@@ -128,13 +127,8 @@ def main() -> None:
             # 64 layers are about the size of the program: narrow ones do.
             size = model.Size(layers=layers, width=width if layers == 8 else width // 4)
             results.append(one(name, tx, size, count, rounds))
-    device = jax.devices()[0]
     found = {
-        "date": datetime.date.today().isoformat(),
-        "platform": device.platform,
-        "simulated": device.platform == "cpu",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "jax": jax.__version__,
+        **measure.machine(),
         "rounds": rounds,
         "width": width,
         "results": results,

@@ -4,7 +4,6 @@ Writes results/<platform>_<date>.json and .md, and prints the tables.
 """
 
 import argparse
-import datetime
 import functools
 import os
 import platform
@@ -78,13 +77,10 @@ class Benchmark:
         self._compete(None, [self.make.plain("layer"), *others])
         device = jax.devices()[0]
         return {
-            "date": datetime.date.today().isoformat(),
-            "platform": device.platform,
+            **measure.machine(),
             "device_kind": device.device_kind,
             "devices": len(jax.devices()),
             "simulated": self.simulated,
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "jax": jax.__version__,
             "jaxlib": jaxlib.__version__,
             "python": platform.python_version(),
             "quick": self.quick,

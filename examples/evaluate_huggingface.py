@@ -1,6 +1,7 @@
 """Evaluates a GPT-2 or Llama checkpoint of Hugging Face in a pipeline: perplexity of a text file.
 
     python examples/evaluate_huggingface.py FOLDER --text FILE --stages 4
+    python -m jaxpipe launch -n 2 --devices-per-process 2 examples/evaluate_huggingface.py FOLDER --text FILE --stages 4
 
 FOLDER has config.json and *.safetensors, as `save_pretrained` writes them; for --text also a tokenizer, which needs
 `pip install transformers`. Nothing of this needs torch.
@@ -91,7 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     from transformers import AutoTokenizer
 
-    jax.config.update("jax_num_cpu_devices", args.stages * args.data)  # means something only without accelerators
+    if not jax.distributed.is_initialized():
+        jax.config.update("jax_num_cpu_devices", args.stages * args.data)  # means something only without accelerators
     tokens = np.asarray(AutoTokenizer.from_pretrained(args.folder)(args.text.read_text(encoding="utf-8"))["input_ids"])
     engine = make_engine(
         args.folder,
@@ -101,12 +103,16 @@ def main(arguments: list[str] | None = None) -> None:
         length=args.length,
         micro_batches=args.micro_batches,
     )
-    print(f"{len(tokens):,} tokens, {args.stages} stages cut at {engine.partition}")
+    first = jax.process_index() == 0
+    if first:
+        print(f"{len(tokens):,} tokens, {args.stages} stages cut at {engine.partition}")
     found = engine.evaluate(windows(tokens, args.rows, args.length))
-    print(
-        f"loss {found['loss']:.4f} nats/token, perplexity {math.exp(found['loss']):.2f}, {found['accuracy']:.1%} right"
-    )
+    if first:
+        print(
+            f"loss {found['loss']:.4f} nats/token, perplexity {math.exp(found['loss']):.2f}, {found['accuracy']:.1%} right"
+        )
 
 
 if __name__ == "__main__":
+    jaxpipe.start()
     main()

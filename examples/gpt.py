@@ -33,22 +33,26 @@ class Embedding(nnx.Module):
         return 4.0 * x @ self.table[...].T
 
 
-def rotate(x: jax.Array) -> jax.Array:
-    """Rotary position embedding of [B, L, heads, D / heads]: https://arxiv.org/abs/2104.09864."""
+def rotate(x: jax.Array, places: jax.Array | None = None) -> jax.Array:
+    """Rotary position embedding of [B, L, heads, D / heads] at places [L]: https://arxiv.org/abs/2104.09864."""
     half = x.shape[-1] // 2
-    angle = jnp.arange(x.shape[1])[:, None] / 1000 ** (jnp.arange(half) / half)
+    places = jnp.arange(x.shape[1]) if places is None else places
+    angle = places[:, None] / 1000 ** (jnp.arange(half) / half)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
     left, right = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, left * sin + right * cos], axis=-1)
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block: causal attention, then an MLP, each added to its input."""
+    """A pre-norm transformer block: causal attention, then an MLP, each added to its input.
+
+    `init_cache` and the keywords `cache` and `position` are for generation: keys and values of the bytes before are kept.
+    """
 
     def __init__(self, width: int, heads: int, num_blocks: int, dropout: float, *, rngs: nnx.Rngs):
         # The 2 * num_blocks branches add up on the residual path; smaller output weights keep its scale at the start.
         small = nnx.initializers.normal(0.02 / (2 * num_blocks) ** 0.5)
-        self.heads = heads
+        self.heads, self.head_width = heads, width // heads
         self.norm_1 = nnx.LayerNorm(width, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, use_bias=False, rngs=rngs)
         self.attention_out = nnx.Linear(width, width, use_bias=False, kernel_init=small, rngs=rngs)
@@ -57,13 +61,27 @@ class Block(nnx.Module):
         self.mlp_out = nnx.Linear(4 * width, width, kernel_init=small, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
+    def init_cache(self, x: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+        """Room for the keys and values of sequences of this length, each [B, length, heads, D / heads]."""
+        empty = jnp.zeros((x.shape[0], length, self.heads, self.head_width), x.dtype)
+        return empty, empty
+
+    def __call__(self, x: jax.Array, cache=None, position: jax.Array | None = None):
+        """[B, L, D] -> [B, L, D]; with a cache the pair of that and the cache, and L bytes that begin at `position`."""
         query, key, value = jnp.split(self.qkv(self.norm_1(x)), 3, axis=-1)
         query, key, value = (a.reshape(*x.shape[:2], self.heads, -1) for a in (query, key, value))
-        mixed = jax.nn.dot_product_attention(rotate(query), rotate(key), value, is_causal=True)
+        places = jnp.arange(x.shape[1]) + (0 if position is None else position)
+        query, key = rotate(query, places), rotate(key, places)
+        if cache is not None:
+            key, value = cache = tuple(
+                jax.lax.dynamic_update_slice_in_dim(kept, new, position, axis=1)
+                for kept, new in zip(cache, (key, value), strict=True)
+            )
+        causal = places[:, None] >= jnp.arange(key.shape[1])
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=causal[None, None])
         x = x + self.dropout(self.attention_out(mixed.reshape(x.shape)))
-        return x + self.dropout(self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm_2(x)))))
+        x = x + self.dropout(self.mlp_out(jax.nn.gelu(self.mlp_in(self.norm_2(x)))))
+        return x if cache is None else (x, cache)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The loss curves of a run as a picture."""
+"""What came of a run, as a picture."""
 
 from pathlib import Path
 
@@ -30,4 +30,33 @@ def draw_curves(path: Path, losses: list[float], evaluations: list[tuple[int, fl
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def draw_progress(
+    path: Path,
+    losses: list[float],
+    points: list[tuple[int, float]],
+    *,
+    title: str,
+    loss: str,
+    right: str,
+    label: str,
+    scale: str = "linear",
+) -> None:
+    """Training loss over the steps, and beside it how many answers are right.
+
+    Args:
+      points: (step, percentage).
+      loss, right: what stands at the two axes; `label` is what the points are.
+      scale: of the loss.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    left = figure.add_subplot()
+    left.plot(losses, color="#8ecae6", label="training loss")
+    left.set(xlabel="step", ylabel=loss, title=title, yscale=scale)
+    other = left.twinx()
+    other.plot(*zip(*points, strict=True), color="#d1495b", marker="o", markersize=4, label=label)
+    other.set(ylabel=right, ylim=(0, 102))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path, dpi=150)

@@ -1,6 +1,7 @@
 """Trains a small GPT on Python's standard library, in a pipeline of simulated devices or real ones, within minutes.
 
-Run it with `make demo`, or `python examples/train_gpt.py --help` for other sizes and schedules.
+Run it with `make demo`, or `python examples/train_gpt.py --help` for other sizes and schedules. It runs as it is in several
+processes: `python -m jaxpipe launch -n 2 --devices-per-process 4 examples/train_gpt.py`.
 """
 
 import argparse
@@ -24,6 +25,12 @@ PROMPT = b"    def __init__(self, "
 TEMPERATURE = 0.6  # for the bytes drawn at random: below 1, likely bytes become likelier
 
 
+def say(text: str) -> None:
+    """Prints in one of the processes only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
 def remat(value: str) -> str | int:
     return int(value) if value.isdigit() else value
 
@@ -40,7 +47,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--remat",
         type=remat,
         default="layer",
-        help="recompute per layer, stage, number of layers, or none",
+        help="what is saved for the backward pass: layer, stage, a number of layers, dots, or none",
     )
     add("--steps", type=int, default=260)
     add("--seq", type=int, default=128, help="bytes of a row")
@@ -50,7 +57,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--dropout", type=float, default=0.05)
     add("--learning-rate", type=float, default=3e-3, help="at its peak, after the warm-up")
     add("--eval-every", type=int, default=26, help="steps between evaluations")
-    add("--sample-bytes", type=int, default=160, help="length of the samples at the end")
+    add("--sample-bytes", type=int, default=160, help="length of the samples at the end, at most")
     add("--seed", type=int, default=0)
     add("--checkpoints", type=Path, help="folder to save to at every evaluation, and to go on from if it has something")
     add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
@@ -60,8 +67,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def find_devices(count: int) -> list[jax.Device]:
-    """The first `count` accelerators if there are as many; otherwise as many simulated devices on the CPU."""
+def find_devices(count: int) -> list[jax.Device] | None:
+    """The first `count` accelerators if there are as many; otherwise as many simulated devices on the CPU.
+
+    None leaves the choice to `make_mesh`, which knows best how to lay a mesh over several processes.
+    """
+    if jax.distributed.is_initialized():
+        return None
     jax.config.update("jax_num_cpu_devices", count)  # not possible any more once JAX has looked for devices
     devices = jax.devices()
     if len(devices) < count:
@@ -88,18 +100,18 @@ def describe(args: argparse.Namespace, engine: jaxpipe.Engine, module: jaxpipe.P
         f", simulated on {os.cpu_count()} cores: the speed says nothing about real ones" if kind == "cpu" else ""
     )
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(layer)) for layer in engine.to_layers()]
-    print(f"devices     {args.stages} stages x {args.data} data ranks = {devices.size} x {kind}{simulated}")
-    print(
+    say(f"devices     {args.stages} stages x {args.data} data ranks = {devices.size} x {kind}{simulated}")
+    say(
         f"model       {sum(sizes) / 1e6:.2f} M parameters: {args.num_blocks} blocks of width {args.d_model}, "
         f"{args.heads} heads, dropout {args.dropout:g}"
     )
     for stage, (first, end) in enumerate(zip(engine.partition, engine.partition[1:], strict=False)):
         names = [layer_name(module, index) for index in range(first, end)]
         runs = [f"{names.count(name)} x {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
-        print(f"  stage {stage}   {', '.join(runs)}: {sum(sizes[first:end]) / 1e6:.2f} M")
+        say(f"  stage {stage}   {', '.join(runs)}: {sum(sizes[first:end]) / 1e6:.2f} M")
     rows = f"{args.micro_batches} micro-batches x {args.micro_batch_size} rows x {args.seq} bytes"
-    print(f"step        {rows}, schedule {args.schedule}")
-    print(
+    say(f"step        {rows}, schedule {args.schedule}")
+    say(
         f"data        {len(data.train) / 1e6:.1f} MB in {data.train_files} files of Python's standard library; "
         f"{len(data.validation) / 1e6:.1f} MB in {data.validation_files} other files for validation"
     )
@@ -121,7 +133,7 @@ def train(
         losses, evaluations = before["losses"], [(step, loss) for step, loss in before["evaluations"]]
         for _ in range(engine.micro_batches_seen):  # what it has been trained on already
             next(batches)
-        print(f"\ngoing on from {path}")
+        say(f"\ngoing on from {path}")
 
     def evaluate(step: int) -> None:
         # An evaluation may use other micro-batches than training does: here more and larger ones.
@@ -136,7 +148,7 @@ def train(
     if first == 1:
         evaluate(0)
     step, loss = evaluations[-1]
-    print(f"\nstep {step:4d}: validation loss {loss:.3f} nats/byte; compiling the training step")
+    say(f"\nstep {step:4d}: validation loss {loss:.3f} nats/byte; compiling the training step")
     with jaxpipe.Progress(args.steps - first + 1, args.micro_batches * args.micro_batch_size * args.seq) as bar:
         for step in range(first, args.steps + 1):
             losses.append(engine.train_batch(batches))
@@ -150,29 +162,20 @@ def train(
     return [float(loss) for loss in losses], evaluations
 
 
-def sample(engine: jaxpipe.Engine, prompt: bytes, *, data_ranks: int, length: int, count: int, seed: int) -> list[str]:
+def sample(engine: jaxpipe.Engine, prompt: bytes, *, length: int, count: int, seed: int) -> list[str]:
     """Continues the prompt by `count` bytes in two ways: always the most likely byte, and a byte drawn at random.
 
-    The window always has `length` bytes, those to the right not yet written (no byte sees them), so that one compiled
-    program serves every call.
+    No more than fit into the `length` bytes of a row that the model was trained on: it knows no later places.
     """
-    rows = data_ranks * max(1, 2 // data_ranks)  # both ways at once; the rows divide evenly over the data ranks
-    texts = [bytearray(prompt), bytearray(prompt)]
-    generator = np.random.default_rng(seed)
-    for end in range(len(prompt), len(prompt) + count):
-        window = np.zeros((rows, length), np.int32)
-        seen = min(end, length)
-        for row, written in enumerate(texts):
-            window[row, :seen] = written[-seen:]
-        logits = engine.eval_batch(iter([(window, None)]), compute_loss=False, num_micro_batches=1)
-        greedy, drawn = np.asarray(logits)[0, :2, seen - 1].astype(np.float64)
-        weights = np.exp((drawn - drawn.max()) / TEMPERATURE)
-        texts[0].append(int(greedy.argmax()))
-        texts[1].append(int(generator.choice(256, p=weights / weights.sum())))
-    return [written.decode(errors="replace").rstrip() for written in texts]
+    prompt = prompt[-(length - 1) :]
+    count, ids = min(count, length - len(prompt)), np.frombuffer(prompt, np.uint8)[None]
+    greedy = engine.generate(ids, max_new_tokens=count)
+    drawn = engine.generate(ids, max_new_tokens=count, temperature=TEMPERATURE, key=seed)
+    return [np.asarray(row[0]).astype(np.uint8).tobytes().decode(errors="replace").rstrip() for row in (greedy, drawn)]
 
 
 def main(arguments: list[str] | None = None) -> None:
+    jaxpipe.start()  # does nothing where this is the only process
     args = parse_arguments(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     mesh = jaxpipe.make_mesh(args.stages, args.data, devices=find_devices(args.stages * args.data))
@@ -193,18 +196,17 @@ def main(arguments: list[str] | None = None) -> None:
         ),
         key=jax.random.key(args.seed),
     )
+    say(engine.summary())
     describe(args, engine, module, data)
     losses, evaluations = train(args, engine, data, validation)
 
-    greedy, drawn = sample(
-        engine, PROMPT, data_ranks=args.data, length=args.seq, count=args.sample_bytes, seed=args.seed
-    )
-    print(f"\n--- after {PROMPT.decode()!r}, the most likely byte each time\n{greedy}")
-    print(f"\n--- the same, each byte drawn at random (temperature {TEMPERATURE})\n{drawn}")
+    greedy, drawn = sample(engine, PROMPT, length=args.seq, count=args.sample_bytes, seed=args.seed)
+    say(f"\n--- after {PROMPT.decode()!r}, the most likely byte each time\n{greedy}")
+    say(f"\n--- the same, each byte drawn at random (temperature {TEMPERATURE})\n{drawn}")
 
     bigram = text.bigram_loss(data.train, validation)
     last = losses[-max(1, len(losses) // 10) :]
-    print("\nloss                      nats/byte  bits/byte")
+    say("\nloss                      nats/byte  bits/byte")
     report("training", sum(last) / len(last), f"mean of the last {len(last)} steps, with dropout")
     report(
         "validation",
@@ -213,14 +215,15 @@ def main(arguments: list[str] | None = None) -> None:
     )
     report("bigram model, validation", bigram, "the same bytes, each predicted from the one before it")
 
-    pictures.draw_curves(args.output / "loss.png", losses, evaluations, bigram)
     timeline = args.output / "schedule.png"
-    jaxpipe.schedules.draw(engine.pipe.schedule, timeline, name=args.schedule)
-    print(f"\nPictures: {args.output / 'loss.png'}, {timeline}")
+    if jax.process_index() == 0:
+        pictures.draw_curves(args.output / "loss.png", losses, evaluations, bigram)
+        jaxpipe.schedules.draw(engine.pipe.schedule, timeline, name=args.schedule)
+    say(f"\nPictures: {args.output / 'loss.png'}, {timeline}")
 
 
 def report(name: str, nats: float, remark: str) -> None:
-    print(f"{name:<25} {nats:9.3f} {nats / np.log(2):10.3f}   {remark}")
+    say(f"{name:<25} {nats:9.3f} {nats / np.log(2):10.3f}   {remark}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpipe plot | simulate | inspect | launch`.
+"""The command line: `python -m jaxpipe plot | simulate | inspect | compile | launch`.
 
 A subcommand is a function `_add_...` that declares its arguments and names the function that runs it. To add one, write it
 and list it in `_COMMANDS`. A mistake of the user, such as an unusable file or a number out of range, ends the program with
@@ -20,7 +20,9 @@ from pathlib import Path
 
 from jaxpipe.checkpoint import inspect
 from jaxpipe.checks import show
+from jaxpipe.columns import columns
 from jaxpipe.errors import JaxpipeError, ScheduleError
+from jaxpipe.hardware.command import Command
 from jaxpipe.processes.launch import Launch
 from jaxpipe.schedules.draw import draw, render
 from jaxpipe.schedules.registry import ALL, find
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m jaxpipe", description="Look at pipeline schedules and checkpoints, and start programs."
+        prog="python -m jaxpipe", description="Look at schedules, checkpoints and compiled steps, and start programs."
     )
     subparsers = parser.add_subparsers(required=True, metavar="command")
     for add in _COMMANDS:
@@ -125,19 +127,7 @@ def _table(timelines: Sequence[Timeline]) -> str:
         ["bubble", *(f"{float(timeline.bubble):g}" for timeline in timelines)],
         ["bubble %", *(f"{100 * timeline.bubble_fraction:.1f}" for timeline in timelines)],
     ]
-    return "\n".join([*_columns(lines, left=1), f"peak live   {peaks}  (micro-batches, rank 0 first)"])
-
-
-def _columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Makes lines of rows of cells. The first `left` columns are aligned to the left, and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    return "\n".join([*columns(lines, left={0}), f"peak live   {peaks}  (micro-batches, rank 0 first)"])
 
 
 def _add_inspect(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -149,7 +139,33 @@ def _add_inspect(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 
 def _inspect(arguments: argparse.Namespace) -> None:
     report = inspect.inspect(arguments.directory, arguments.tag)
-    print("\n".join([*report.head, "", *_columns(report.table, left=2), "", *report.foot]))
+    print("\n".join([*report.head, "", *columns(report.table, left={0, 1}), "", *report.foot]))
+
+
+def _add_compile(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "compile",
+        help="compile a training step for devices that need not be there, and report on it",
+        description="Compiles a training step from shapes alone, and prints what the compiler made of it.",
+    )
+    parser.add_argument(
+        "function", metavar="MODULE:FUNCTION", help="function() returns (module, optimizer, example, config)"
+    )
+    parser.add_argument(
+        "--topology", metavar="NAME", help="v5p:4x4x4, h100:8, ... (default: the devices of this machine)"
+    )
+    parser.add_argument("--pipe", type=int, default=1, metavar="S", help="ranks of the pipeline (default: %(default)s)")
+    parser.add_argument("--data", type=int, default=1, metavar="N", help="data ranks (default: %(default)s)")
+    parser.add_argument(
+        "--axis", dest="axes", action="append", default=[], metavar="NAME=SIZE", help="a further mesh axis, as model=4"
+    )
+    parser.add_argument("--evaluation", action="store_true", help="compile an evaluation instead")
+    parser.set_defaults(run=_compile)
+
+
+def _compile(arguments: argparse.Namespace) -> None:
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Command)}
+    print(Command(**fields).run())
 
 
 def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -225,4 +241,4 @@ def _cost(text: str) -> Fraction:
 
 
 _MOST = 1_000_000  # stages x micro-batches
-_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_launch)
+_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_compile, _add_launch)

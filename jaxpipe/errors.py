@@ -7,6 +7,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "HardwareError",
     "JaxpipeError",
     "LayerError",
     "LossError",
@@ -14,6 +15,7 @@ __all__ = [
     "NonFiniteError",
     "PartitionError",
     "ScheduleError",
+    "ShardingError",
 ]
 
 
@@ -42,6 +44,14 @@ class MeshError(JaxpipeError):
     """
 
 
+class ShardingError(JaxpipeError):
+    """A rule or an annotation that cuts params over further mesh axes does not fit the mesh or the params.
+
+    Wrong: `PipelineModule(..., sharding=[("kernel", P(None, "modle"))])`. Right: an axis of the mesh, and a dim
+    that its size divides.
+    """
+
+
 class LayerError(JaxpipeError):
     """A layer cannot be built, or does not accept what the layer before it returns."""
 
@@ -60,6 +70,13 @@ class ConfigError(JaxpipeError):
 
 class CheckpointError(JaxpipeError):
     """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class HardwareError(JaxpipeError):
+    """A topology is not known, or its compiler is not installed.
+
+    Wrong: `topology("v5e")`. Right: `topology("v5e:2x4")`, in an environment with `pip install jaxpipe[tpu]`.
+    """
 
 
 class NonFiniteError(JaxpipeError):

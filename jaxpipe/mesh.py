@@ -1,41 +1,61 @@
 """Makes device meshes, which no other module does, and answers questions about them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from jaxpipe.checks import as_count, show
+from jaxpipe.checks import as_count, did_you_mean, show
+from jaxpipe.device_order import arrange, choose
 from jaxpipe.errors import MeshError
 
 PIPE = "pipe"
 DATA = "data"
 
 
-def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
+def make_mesh(
+    pipe: int = 1,
+    data: int = 1,
+    *,
+    devices: Sequence[Any] | None = None,
+    inside: str = DATA,
+    **axes: int,
+) -> Mesh:
     """Makes the mesh that a pipeline runs on.
 
     Args:
       pipe: the number of ranks of the pipeline. One rank holds one stage.
       data: the number of data ranks. The rows of each micro-batch are split over them.
-      devices: the devices to use, in the order of the mesh; by default the first `pipe * data * ...` of `jax.devices()`.
-      **axes: further mesh axes with their sizes, such as `model=2`. They are left to the compiler: shard params over them
-        with sharding annotations.
+      devices: the devices to use, in the order of the mesh; by default so many of `jax.devices()`, the first ones of each
+        process.
+      inside: with several processes, the axis that stays inside a process as far as its devices suffice: "data", so that
+        gradients are summed inside, and activations go from process to process; or "pipe", the other way round. Further
+        axes stay inside before both. On a TPU this orders the axes by how close their devices are on the torus, and
+        neighbours on "pipe" are neighbours there in any case that its shape allows.
+      **axes: further mesh axes with their sizes, such as `model=2`, `expert=4` or `sequence=2`. The computation along them
+        is left to the compiler; which params are cut over them is said by annotations of flax, or by the rules of a
+        `PipelineModule`.
 
     Returns:
       A `jax.sharding.Mesh` with the axes `("pipe", "data", *axes)`, all of `AxisType.Auto`.
 
     Raises:
-      MeshError: a size is no integer of at least 1, there are too few devices, or `devices` holds something else.
+      MeshError: a size is no integer of at least 1, there are too few devices, not all processes can have equally many,
+        `devices` holds something else, or `inside` is no such axis.
     """
     sizes: dict[str, int] = {}
     for axis, size in {PIPE: pipe, DATA: data, **axes}.items():
         if (number := as_count(size)) is None:
             raise MeshError(f"make_mesh({axis}={show(size)}): the size of a mesh axis is an integer of at least 1.")
         sizes[axis] = number
+    if not isinstance(inside, str) or inside not in (PIPE, DATA):  # pyright: ignore[reportUnnecessaryIsInstance]
+        hint = did_you_mean(inside, (PIPE, DATA)) if isinstance(inside, str) else ""
+        raise MeshError(
+            f'make_mesh(inside={show(inside)}): it is the axis that stays inside a process, "data" or "pipe".{hint}'
+        )
     found = list(jax.devices()) if devices is None else _as_devices(devices)
     needed = math.prod(sizes.values())
     if len(found) < needed:
@@ -47,7 +67,10 @@ def make_mesh(pipe: int = 1, data: int = 1, *, devices: Sequence[Any] | None = N
             f'jax.config.update("jax_num_cpu_devices", {show(needed)}) right after `import jax`, or '
             f"XLA_FLAGS=--xla_force_host_platform_device_count={show(needed)} in the environment."
         )
-    grid = np.asarray(found[:needed], dtype=object).reshape(tuple(sizes.values()))
+    if devices is None:
+        grid = arrange(choose(found, needed), sizes, outer=DATA if inside == PIPE else PIPE, inside=inside)
+    else:
+        grid = np.asarray(found[:needed], dtype=object).reshape(tuple(sizes.values()))
     # With Explicit axes, the default of jax.make_mesh, users' layers would have to state the sharding of every array.
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
@@ -94,6 +117,21 @@ def data_size(mesh: Mesh) -> int:
     return mesh.shape.get(DATA, 1)
 
 
+def data_ranks_of(mesh: Mesh, process: int) -> tuple[int, ...]:
+    """The data ranks of which a process holds devices, in order."""
+    if DATA not in mesh.axis_names:
+        return (0,)
+    by_rank = np.moveaxis(mesh.devices, mesh.axis_names.index(DATA), 0)
+    return tuple(
+        rank for rank, devices in enumerate(by_rank) if any(device.process_index == process for device in devices.flat)
+    )
+
+
+def on_tpu(mesh: Mesh) -> bool:
+    """Whether the devices are TPUs, also ones that are described only and not there."""
+    return mesh.devices.flat[0].platform == "tpu"
+
+
 def manual_axes(mesh: Mesh) -> frozenset[str]:
     """The mesh axes that the compiled loop handles itself, and does not leave to the compiler.
 
@@ -101,6 +139,14 @@ def manual_axes(mesh: Mesh) -> frozenset[str]:
     micro-batch.
     """
     return frozenset({PIPE, DATA} & set(mesh.axis_names))
+
+
+def further_axes(mesh: Any) -> dict[str, int]:
+    """The mesh axes beside "pipe" and "data", with their sizes: they are left to the compiler.
+
+    The mesh may also be an abstract one, such as `jax.sharding.get_abstract_mesh()`.
+    """
+    return {axis: size for axis, size in mesh.shape.items() if axis not in (PIPE, DATA)}
 
 
 def rank_mesh(mesh: Mesh, rank: int) -> Mesh:
@@ -113,3 +159,23 @@ def rank_mesh(mesh: Mesh, rank: int) -> Mesh:
     else:
         devices = devices.squeeze(axis)
     return Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def one_device_mesh(device: Any, axes: Iterable[str]) -> Mesh:
+    """A mesh of one device, with the given axes, or with "data" if there are none."""
+    names = tuple(sorted(axes)) or (DATA,)
+    grid = np.asarray([device], dtype=object).reshape((1,) * len(names))
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
+
+
+def process_mesh(devices: Sequence[Any]) -> Mesh:
+    """A mesh of the axes "process" and "device", one row for each process that has some of the devices.
+
+    All rows are as long as the shortest one, so some devices may be left out.
+    """
+    rows: dict[int, list[Any]] = {}
+    for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
+        rows.setdefault(device.process_index, []).append(device)
+    shortest = min(map(len, rows.values()))
+    grid = np.asarray([row[:shortest] for row in rows.values()], dtype=object)
+    return Mesh(grid, ("process", "device"), axis_types=(AxisType.Auto,) * 2)

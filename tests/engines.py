@@ -9,7 +9,7 @@ from tests.models import make_batch
 M = 3
 
 
-def engine_for(module, stages=1, data=1, optimizer=None, key=None, **config):
+def engine_for(module, stages=1, data=1, optimizer=None, key=None, trainable=None, **config):
     example = tuple(a[0] for a in make_batch(1))
     return jaxpipe.initialize(
         module,
@@ -18,6 +18,7 @@ def engine_for(module, stages=1, data=1, optimizer=None, key=None, **config):
         example=example,
         config={"num_micro_batches": M, **config},
         key=jax.random.key(5) if key is None else key,
+        trainable=trainable,
     )
 
 

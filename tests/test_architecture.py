@@ -17,44 +17,60 @@ by_path = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relat
 FLOOR = {
     "errors": 0,
     "types": 0,
+    "columns": 0,
     "checks": 1,
+    "device_order": 1,
     "schedules": 2,
-    "mesh": 3,
+    "mesh": 2,
+    "parallel": 3,
+    "processes": 3,
     "model": 4,
+    "layout": 5,
     "lowering": 5,
     "executor": 6,
     "data": 7,
     "optimizer": 7,
     "monitor": 7,
     "compat": 7,
-    "processes": 7,
     "training": 8,
     "checkpoint": 9,
     "evaluation": 9,
     "pipeline": 10,
-    "engine": 11,
-    "initialization": 12,
-    "cli": 12,
-    "__main__": 13,
+    "summary": 11,
+    "engine": 12,
+    "initialization": 13,
+    "hardware": 14,
+    "cli": 15,
+    "__main__": 16,
 }
 
 # Where a thing may be used; everywhere else it is forbidden.
 ONLY_IN = {
-    "ppermute": {"executor/loop.py"},
-    "psum": {"executor/everywhere.py", "executor/reduce.py"},
-    "psum_scatter": {"executor/everywhere.py", "executor/reduce.py"},
-    "all_gather": {"executor/everywhere.py", "optimizer/collect.py"},
-    "all_to_all": set(),
+    "ppermute": {"executor/loop.py", "executor/cycle.py"},
+    "psum": {"executor/everywhere.py", "executor/owned_travel.py", "executor/reduce.py"},
+    "psum_scatter": {"executor/along.py", "executor/data_cut.py", "executor/reduce.py"},
+    "all_gather": {"executor/along.py", "executor/data_cut.py", "executor/reduce.py", "optimizer/collect.py"},
+    "all_to_all": {"executor/owned_travel.py"},
     "pmean": set(),
     "pmax": set(),
     "pmin": set(),
     "axis_index": set(),  # rank and data rank are inputs of the loop
 }
 IMPORTED_ONLY_IN = {
-    "flax": {"model/flax_adapters.py", "model/linen_layers.py", "model/nnx_layers.py", "model/nnx_modules.py"},
+    "flax": {
+        "model/built.py",
+        "model/flax_adapters.py",
+        "model/flax_axes.py",
+        "model/hidden.py",
+        "model/linen_layers.py",
+        "model/nnx_caches.py",
+        "model/nnx_layers.py",
+        "model/nnx_modules.py",
+    },
     "orbax": {"checkpoint/items.py"},
     "optax": {
         "initialization.py",
+        "hardware/compile.py",
         "optimizer/arguments.py",
         "optimizer/transformation.py",
         "pipeline.py",
@@ -66,7 +82,7 @@ IMPORTED_ONLY_IN = {
 }
 # The groups of the params tree are spelled out in one file only; the rest asks the layout.
 GROUPS_SPELLED_IN = {
-    "model/layout.py": "",
+    "layout/layout.py": "",
     "checkpoint/homes.py": "a field of the optimizer's state has the name, too",
 }
 # Integers only: testable by the thousand without a device.
@@ -76,7 +92,12 @@ WITHOUT_ARRAYS = (
     "errors.py",
     "checks.py",
     "cli.py",
+    "columns.py",
     "model/partition.py",
+    "layout/piles.py",
+    "executor/rooms.py",
+    "executor/owned_places.py",
+    "checkpoint/board.py",
     "checkpoint/directory.py",
     "checkpoint/inspect.py",
     "checkpoint/manifest.py",
@@ -84,7 +105,10 @@ WITHOUT_ARRAYS = (
 )
 
 MAX_LINES = 300
-BUDGET: dict[str, tuple[int, str]] = {}  # file -> (lines it may have, why)
+BUDGET: dict[str, tuple[int, str]] = {  # file -> (lines it may have, why)
+    "engine.py": (420, "wiring; most of it is what users read about each method"),
+    "pipeline.py": (450, "the functional core; most of it is what users read about each method"),
+}
 
 
 def name_of(path):
@@ -157,7 +181,7 @@ def test_groups_of_the_params_tree_are_spelled_in_the_layout(path):
     if name_of(path) in GROUPS_SPELLED_IN:
         assert spelled, "take it off GROUPS_SPELLED_IN"
     else:
-        assert not spelled, f"{spelled}: use STACKED and SHARED of model/layout.py, or ask the layout"
+        assert not spelled, f"{spelled}: use STACKED and SHARED of layout/layout.py, or ask the layout"
 
 
 @by_path
@@ -264,8 +288,16 @@ def test_public_names_are_documented():
 # Modules without a test file at the mirrored path, and where they are tested.
 ELSEWHERE = {
     "checkpoint/compare.py": "what loading compares: tests/checkpoint/test_load.py",
+    "evaluation/generator.py": "what users pass and get: tests/contracts/test_generate.py",
+    "executor/generate.py": "its tokens: tests/contracts/test_generate.py",
     "engine.py": "wiring only: tests/contracts/test_engine.py",
-    "executor/residence.py": "the abstract class of both residences: tests/executor/test_weights.py",
+    "hardware/examine.py": "on simulated devices: tests/hardware/test_compile.py",
+    "training/start.py": "what engines begin with: tests/contracts/test_whole_step.py",
+    "executor/residence.py": "the abstract class of all residences: tests/executor/test_weights.py",
+    "executor/owned_travel.py": "how owned layers come and go: tests/executor/test_owned.py",
+    "layout/grouping.py": "which layers are together in a layout: tests/layout/test_layout.py",
+    "summary/layers.py": "a table of the summary: tests/summary/test_text.py",
+    "summary/memory.py": "a table of the summary: tests/summary/test_text.py",
 }
 
 

@@ -153,7 +153,7 @@ def test_settings_of_a_module():
     for loss in ("mse", 3, {"loss": cross_entropy}):
         with pytest.raises(LossError, match=r"loss_fn=.*it is a function loss_fn\(outputs, labels\)"):
             jaxpipe.PipelineModule(layers, loss)
-    for method in (3, None, 2.5, {"a": 1}, b"uniform", {0, 3}):
+    for method in (3, 2.5, {"a": 1}, b"uniform", {0, 3}):
         with pytest.raises(PartitionError, match="partition_method=.* must be 'uniform'"):
             jaxpipe.PipelineModule(layers, cross_entropy, method)
     x = jax.ShapeDtypeStruct((4, WIDTH), np.float32)
@@ -196,9 +196,7 @@ def test_pairs_and_specs(make, message):
     [
         (lambda: 3, "Layer 1 is 3. A layer is a jaxpipe.Layer"),
         (lambda: Block, "Layer 1 is .*Block.* A layer is a jaxpipe.Layer"),
-        (lambda: Block(4, rngs=nnx.Rngs(0)), r"Layer 1 is a Block object.*write jaxpipe.LayerSpec\(Block"),
         (lambda: jaxpipe.LayerSpec(dict, a=1), "Layer 1, LayerSpec.* made a dict"),
-        (lambda: jaxpipe.LayerSpec(nnx.BatchNorm, 8), "BatchNorm.*BatchStat.* not supported in this version"),
         (lambda: jaxpipe.TiedLayerSpec("e", Block, 4), "Layers 0 and 1 are tied by the key 'e' but differ"),
     ],
 )

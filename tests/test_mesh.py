@@ -1,5 +1,7 @@
 """The maker of meshes: which sizes and devices it takes, and what is read off a mesh."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 import jaxpipe
 from jaxpipe.errors import MeshError
-from jaxpipe.mesh import data_size, manual_axes, pipe_size, rank_mesh
+from jaxpipe.mesh import data_size, manual_axes, on_tpu, pipe_size, rank_mesh
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,8 @@ from jaxpipe.mesh import data_size, manual_axes, pipe_size, rank_mesh
         ({"devices": "cpu"}, r"devices=...\) holds 'c'"),
         ({"devices": [0, 1]}, r"devices=...\) holds 0"),
         ({"pipe": 2, "devices": "twice"}, "holds a device twice"),
+        ({"inside": "Pipe"}, r"inside='Pipe'\): it is the axis .* Did you mean 'pipe'"),
+        ({"inside": 0}, r"inside=0\)"),
     ],
     ids=str,
 )
@@ -80,3 +84,10 @@ def test_the_mesh_of_one_rank_has_its_devices_and_the_other_axes():
 def test_what_no_pipeline_runs_on(mesh, message):
     with pytest.raises(MeshError, match=message):
         pipe_size(mesh(np.asarray(jax.devices()[:2])))
+
+
+def test_which_devices_are_tpus():
+    mesh = jaxpipe.make_mesh(pipe=2)
+    assert not on_tpu(mesh)
+    tpu = types.SimpleNamespace(platform="tpu")
+    assert on_tpu(types.SimpleNamespace(devices=np.asarray([[tpu, tpu]])))

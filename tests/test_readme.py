@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from flax import nnx
 
 import jaxpipe
 from jaxpipe import cli, errors, schedules
@@ -34,8 +33,9 @@ def between(begin, end):
 @pytest.mark.slow
 def test_the_examples_run(tmp_path):
     """All in one process, as a reader would paste them, with the devices that the script itself asks for."""
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    # More time than a reader's machine would give: on a loaded one a device may come late to a collective.
+    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_backend_optimization_level=0"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     run = subprocess.run(
         [sys.executable, "-c", "\n".join(PYTHON)],
         env=environment,
@@ -102,7 +102,9 @@ def test_figures_come_from_a_committed_result():
         assert quoted == report.figures(ROOT / "benchmarks" / "results" / f"{source[1]}.json").strip()
 
 
-@pytest.mark.parametrize("command", re.findall(r"^ {4}python -m jaxpipe (?!inspect|launch)(.*)$", README, re.MULTILINE))
+@pytest.mark.parametrize(
+    "command", re.findall(r"^ {4}python -m jaxpipe (?!inspect|launch|compile)(.*)$", README, re.MULTILINE)
+)
 def test_commands_run(command, capsys):
     assert cli.main(shlex.split(command)) == 0
     assert capsys.readouterr().out
@@ -146,10 +148,7 @@ def test_names_exist(page):
 NOT_DONE = {
     "interleaved": lambda: lower(schedules.forward_only(4, 4, num_chunks=2)),
     "split backward": lambda: lower(schedules.Schedule.from_csv("0F0,0I0,0W0\n")),
-    "layer state": lambda: jaxpipe.PipelineModule([jaxpipe.LayerSpec(nnx.BatchNorm, 4)]),
-    "mixed precision": lambda: jaxpipe.Config(compute_dtype="bfloat16"),
-    "loss scaling": lambda: jaxpipe.Config(loss_scale=128),
-    "ZeRO": lambda: jaxpipe.Config(zero_stage=1),
+    "ZeRO": lambda: jaxpipe.Config(zero_stage=2),
 }
 
 

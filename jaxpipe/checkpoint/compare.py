@@ -1,14 +1,14 @@
 """Compares the arrays that a checkpoint has with those that the model expects, before any of them is read."""
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.checkpoint.homes import OPT_STATE, PARAMS, layer_item
+from jaxpipe.checkpoint.homes import LAYER_STATE, LOSS_SCALE, OPT_STATE, PARAMS, STATE, layer_item
 from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
 from jaxpipe.checkpoint.verify import stored
 from jaxpipe.errors import CheckpointError
@@ -23,7 +23,7 @@ class Selection(NamedTuple):
     Attributes:
       strict: whether arrays that only the model or only the checkpoint has are an error.
       optimizer: whether to load the state of the optimizer.
-      module_only: whether to load the params and nothing else.
+      module_only: whether to load the params and the state of the layers, and nothing else.
     """
 
     strict: bool
@@ -33,13 +33,26 @@ class Selection(NamedTuple):
     def takes(self, name: str) -> bool:
         """Whether the array of this name is asked for."""
         head = name.split("/")[0]
-        if head == PARAMS:
+        if head in (PARAMS, LAYER_STATE):
             return True
         return not self.module_only and (head != OPT_STATE or self.optimizer)
 
 
-def wanted_arrays(path: Path, made: Manifest, expected: Wanted, selection: Selection) -> Wanted:
+def wanted_arrays(
+    path: Path,
+    made: Manifest,
+    expected: Wanted,
+    selection: Selection,
+    frozen: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> tuple[Wanted, str | None]:
     """Which arrays to read of each item: those that the model expects and the checkpoint has.
+
+    Args:
+      frozen: for each item, the paths of the params that are frozen now. What an optimizer once kept about them is of no
+        use, and is left where it is.
+
+    Returns:
+      The arrays, by item and name; and a warning if these are not all, which happens only if loading is not strict.
 
     Raises:
       CheckpointError: shapes or dtypes differ, or (if loading is strict) one of both has arrays that the other lacks.
@@ -59,17 +72,33 @@ def wanted_arrays(path: Path, made: Manifest, expected: Wanted, selection: Selec
                     f"{path / item}: {title} {name}: expected {mine[name]}, found {theirs[name]}. The checkpoint is of a "
                     "model with other shapes or dtypes."
                 )
-        missing += [_Odd(title, name, mine[name]) for name in mine if name not in theirs]
-        extra += [_Odd(title, name, theirs[name]) for name in theirs if name not in mine]
+        missing += [
+            _Odd(title, name, mine[name]) for name in mine if name not in theirs and not _may_differ(item, name)
+        ]
+        extra += [
+            _Odd(title, name, theirs[name])
+            for name in theirs
+            if name not in mine and not _may_differ(item, name) and not _is_about(name, frozen.get(item, ()))
+        ]
         wanted[item] = {name: spec for name, spec in theirs.items() if name in mine}
-    if missing or extra:
-        _misfit(path, missing, extra, selection)
+    warning = _misfit(path, missing, extra, selection) if missing or extra else None
     if selection.strict and (unlisted := sorted(p.name for p in path.glob("layer_*") if p.name not in there)):
         raise CheckpointError(
             f"{path}: expected the items of {len(made.layers)} layers, as its manifest says, found {', '.join(unlisted)} "
             "beside them. Remove what does not belong there, or pass load_module_strict=False."
         )
-    return wanted
+    return wanted, warning
+
+
+def _may_differ(item: str, name: str) -> bool:
+    """Whether only one of both may have an array: a run may go on in another precision, with a scale of its own then."""
+    return item == STATE and name.split("/")[0] == LOSS_SCALE
+
+
+def _is_about(name: str, params: Collection[str]) -> bool:
+    """Whether an array of an item is what an optimizer keeps about one of some params of the layer."""
+    head, *parts = name.split("/")
+    return head == OPT_STATE and any("/".join(parts[start:]) in params for start in range(len(parts) + 1))
 
 
 class _Odd(NamedTuple):
@@ -80,20 +109,25 @@ class _Odd(NamedTuple):
     spec: ArraySpec
 
 
-def _misfit(path: Path, missing: list[_Odd], extra: list[_Odd], selection: Selection) -> None:
+def _misfit(path: Path, missing: list[_Odd], extra: list[_Odd], selection: Selection) -> str:
     found = "; ".join(
         f"{what} {_some(arrays)}" for what, arrays in (("it lacks", missing), ("it also has", extra)) if arrays
     )
     if not selection.strict:
-        warnings.warn(f"{path} does not fit the model: {found}. The rest was loaded.", stacklevel=7)
-        return
+        return f"{path} does not fit the model: {found}. The rest was loaded."
     optimizer = all(odd.name.split("/")[0] == OPT_STATE for odd in missing + extra)
     what, way_out = (
-        ("optimizer", "Use the optimizer that wrote it, or pass load_optimizer_states=False.")
+        ("optimizer", _OPTIMIZER)
         if optimizer
         else ("model", "Load it into the model that wrote it, or pass load_module_strict=False to load what fits.")
     )
     raise CheckpointError(f"{path}: expected the arrays of this {what}, found others: {found}. {way_out}")
+
+
+_OPTIMIZER = (
+    "Use the optimizer that wrote it, and train no params that were frozen then; or pass load_optimizer_states=False, with "
+    "which the optimizer begins afresh, or load_module_strict=False, with which it does so for what is missing."
+)
 
 
 def _some(arrays: list[_Odd], most: int = 4) -> str:

@@ -2,7 +2,7 @@
 
     <directory>/latest            a text file with a tag
     <directory>/<tag>/            a checkpoint; it is complete as soon as it has this name
-    <directory>/.new.<writer>     a checkpoint that is being written
+    <directory>/.new.<writer>     a checkpoint that is being written, or the board of several processes that write one
     <directory>/.replaced/<tag>   the former checkpoint of that tag, while the new one takes its place
 
 A writer that dies leaves hidden folders. A later writer removes them when they have not been touched for a while. If a
@@ -150,6 +150,19 @@ class Draft:
         _sync(self.directory)
         shutil.rmtree(replaced, ignore_errors=True)
         return target
+
+
+@contextlib.contextmanager
+def hidden_folder(directory: Path) -> Iterator[Path]:
+    """Makes a hidden folder in a directory, which is removed after the `with` block."""
+    path = _hidden(directory)
+    _drafts.add(path)
+    try:
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _drafts.discard(path)
 
 
 def _check_is_checkpoint(target: Path) -> None:

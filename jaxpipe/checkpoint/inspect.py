@@ -73,7 +73,7 @@ def _table(made: Manifest) -> list[list[str]]:
         name = layer.name if layer.tied_to is None else f"{layer.name}, tied to layer {layer.tied_to}"
         rows.append([item if layer.arrays else "", f"{index} {name}", *_counts(layer.arrays), _size(sizes, item)])
     rows.append(["state", "", "", "", f"{sum(spec.size for spec in made.state.values()):,}", _size(sizes, "state")])
-    kept = sum(spec.size for layer in made.layers for spec in layer.arrays.values()) - made.num_params
+    kept = sum(size_of(layer.arrays, "opt_state") for layer in made.layers)
     rows.append(["total", "", f"{made.num_params:,}", "", f"{kept:,}", f"{sum(made.files.values()):,}"])
     return rows
 
@@ -84,7 +84,7 @@ def _counts(arrays: Mapping[str, ArraySpec]) -> list[str]:
     if not arrays:
         return ["", "", ""]
     dtypes = sorted({spec.dtype for name, spec in arrays.items() if name.split("/")[0] == "params"})
-    return [f"{params:,}", " ".join(dtypes), f"{sum(spec.size for spec in arrays.values()) - params:,}"]
+    return [f"{params:,}", " ".join(dtypes), f"{size_of(arrays, 'opt_state'):,}"]
 
 
 def _bytes_per_item(made: Manifest) -> dict[str, int]:

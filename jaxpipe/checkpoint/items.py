@@ -4,6 +4,8 @@ Every item is an Orbax checkpoint of its own, a nested dict of arrays, so any pr
 without jaxpipe. No other module imports Orbax. It is imported only when it is needed, because importing it is slow.
 """
 
+import contextlib
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.checkpoint.manifest import ArraySpec
 from jaxpipe.checkpoint.plain import plain
@@ -39,12 +42,21 @@ def write(path: Path, arrays: Arrays) -> None:
     # trained weights a tenth smaller, but needs as much memory again and more time than the disk does.
     sizes = [array.nbytes for array in arrays.values()]
     limit = max(max(sizes), sum(sizes) // 3) + 1
+    options: dict[str, Any] = _alone()
+    if jax.process_count() > 1:
+        nested = jax.tree.map(_as_first_of_two, nested)
+        options["type_handler_registry"] = ocp.type_handlers.create_type_handler_registry(
+            (
+                jax.Array,
+                ocp.type_handlers.ArrayHandler(primary_host=jax.process_index(), use_replica_parallel=False),
+            )
+        )
     handler = ocp.PyTreeCheckpointHandler(
         handler_impl=ocp.BasePyTreeCheckpointHandler(
-            save_concurrent_bytes=limit, save_device_host_concurrent_bytes=limit, use_compression=False
+            save_concurrent_bytes=limit, save_device_host_concurrent_bytes=limit, use_compression=False, **options
         )
     )
-    with ocp.Checkpointer(handler) as checkpointer, plain(path.parent) as folder:
+    with ocp.Checkpointer(handler, **_alone()) as checkpointer, plain(path.parent) as folder:
         checkpointer.save(folder / path.name, args=ocp.args.PyTreeSave(nested))
 
 
@@ -57,7 +69,8 @@ def described(path: Path) -> dict[str, ArraySpec]:
 
     if not any(path.iterdir()):
         return {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, plain(path.parent) as folder:
+    handler = ocp.PyTreeCheckpointHandler(**_alone())
+    with ocp.Checkpointer(handler, **_alone()) as checkpointer, plain(path.parent) as folder:
         tree = _tree(checkpointer, folder / path.name)
     return {name: ArraySpec(str(np.dtype(leaf.dtype)), tuple(leaf.shape)) for name, leaf in _named(tree).items()}
 
@@ -68,7 +81,8 @@ def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
 
     if not any(path.iterdir()):
         return {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, plain(path.parent) as folder:
+    handler = ocp.PyTreeCheckpointHandler(**_alone())
+    with ocp.Checkpointer(handler, **_alone()) as checkpointer, plain(path.parent) as folder:
         tree = _tree(checkpointer, folder / path.name)
         item = nest({name: leaf for name, leaf in _named(tree).items() if wanted(name)})
         if not item:
@@ -78,6 +92,45 @@ def read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
             folder / path.name, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
         )
     return _named(restored)
+
+
+def _alone() -> dict[str, Any]:
+    """Options that make Orbax read or write without waiting for other processes; none if there are no others.
+
+    Its own way of writing with several processes is a collective of the devices, several times per item: it could not run
+    in the background, and would let each item wait for all processes.
+    """
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return {}
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"jaxpipe_{me}"
+    )
+    return {"multiprocessing_options": alone}
+
+
+def _as_first_of_two(array: AnyArray) -> jax.Array:
+    """An array of this process as the first one of two copies, of which the other is on a device of another process.
+
+    In a program of several processes Orbax refuses arrays that lie on devices of one process, and it lets process 0 alone
+    write arrays of NumPy. Of copies it writes the first one. Nobody looks for the other one, which does not exist.
+    """
+    mine = array.addressable_data(0) if isinstance(array, jax.Array) else jax.device_put(array, _host_device())
+    (device,) = mine.devices()
+    other = next(each for each in jax.devices(device.platform) if each.process_index != device.process_index)
+    pair = Mesh(np.array([device, other], dtype=object), ("copy",))
+    return jax.make_array_from_single_device_arrays(mine.shape, NamedSharding(pair, PartitionSpec()), [mine])
+
+
+@functools.cache
+def _host_device() -> Any:
+    """A CPU device of this process, or one of another kind if JAX knows no CPU devices of other processes."""
+    with contextlib.suppress(RuntimeError):  # there are no CPU devices at all
+        if len({device.process_index for device in jax.devices("cpu")}) > 1:
+            return jax.local_devices(backend="cpu")[0]
+    return jax.local_devices()[0]
 
 
 def _tree(checkpointer: Any, path: Path) -> Tree:

@@ -1,25 +1,22 @@
 """Reads checkpoints. Everything is found, compared and read before any part of the present state is touched."""
 
-import logging
+import os
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest
-from jaxpipe.checkpoint.compare import Selection, Wanted, check_key, wanted_arrays
-from jaxpipe.checkpoint.homes import PARAMS, Assembly, Homes, layer_item
-from jaxpipe.checkpoint.manifest import ArraySpec, Manifest
+from jaxpipe.checkpoint.assembly import Assembly
+from jaxpipe.checkpoint.compare import Selection, check_key, wanted_arrays
+from jaxpipe.checkpoint.homes import PARAMS, Homes, layer_item
+from jaxpipe.checkpoint.manifest import Manifest
+from jaxpipe.checkpoint.read import read_items, with_checkpoint
+from jaxpipe.checkpoint.request import agree, check_flags
 from jaxpipe.errors import CheckpointError
+from jaxpipe.processes.group import Group
 from jaxpipe.training.state import TrainState
 from jaxpipe.types import Params
-
-Result = TypeVar("Result")
-TRIES = 5
-log = logging.getLogger(__name__)
 
 
 class Loaded(NamedTuple):
@@ -28,168 +25,127 @@ class Loaded(NamedTuple):
     Attributes:
       path: its folder.
       manifest: what was written about it.
-      state: its arrays, on the host.
+      state: its arrays on the host, those that this process needs.
+      warning: what does not fit the model, if loading is not strict.
     """
 
     path: Path
     manifest: Manifest
     state: Assembly
+    warning: str | None
 
 
-def load(directory: Path, tag: str | None, homes: Homes, state: TrainState, selection: Selection) -> Loaded | None:
-    """Reads a checkpoint into the memory of the host.
+def load(
+    directory: str | os.PathLike[str],
+    tag: str | None,
+    homes: Homes,
+    state: TrainState,
+    shardings: TrainState,
+    selection: Selection,
+) -> Loaded | None:
+    """Reads a checkpoint into the memory of the host. Every process calls it, and reads what its devices hold.
 
     Args:
       tag: None is the latest one.
       state: the present state, which is not changed.
+      shardings: of the state, one per leaf.
 
     Returns:
       The checkpoint; or None, with a warning, if the directory does not exist or has no `latest`.
 
     Raises:
       CheckpointError: it is damaged, or belongs to another model. The message has the path, what was expected and what was
-        found.
+        found. If one process raises, all do.
     """
+    group = homes.shares.group
 
-    flags = ("load_module_strict", "load_optimizer_states", "load_module_only")
-    for flag, value in zip(flags, selection, strict=True):
-        if not isinstance(value, bool):
-            raise CheckpointError(f"{flag}={value!r}: expected True or False.")
+    def check() -> Path:
+        flags = ("load_module_strict", "load_optimizer_states", "load_module_only")
+        check_flags(dict(zip(flags, selection, strict=True)))
+        return folders.as_directory(directory)
+
+    folder = group.together(check)
+    agree(group, "load_checkpoint", {"directory": folder, "tag": tag, "(strict, optimizer, only)": tuple(selection)})
 
     def once(path: Path, made: Manifest) -> Loaded:
-        wanted = wanted_arrays(path, made, homes.expected(state), selection)
+        wanted, warning = wanted_arrays(path, made, homes.expected(state), selection, homes.frozen())
         if not selection.module_only:
             check_key(path, made, state)
-        assembly = homes.assembly(state, wanted)
-        for item, arrays in read_items(path, made, wanted):
+        assembly = Assembly(homes.of_leaves, state, shardings, wanted)
+        needed = homes.needed()
+        for item, arrays in read_items(path, made, {item: wanted[item] for item in wanted if item in needed}):
             assembly.put(item, arrays)
             del arrays  # before the next item is read
-        return Loaded(path, made, assembly)
+        return Loaded(path, made, assembly, warning)
 
-    found = with_checkpoint(directory, tag, once)
-    if found is None:
-        _warn_none(directory)
+    found = with_checkpoint(folder, tag, once, group)
+    warning = _nothing(folder) if found is None else found.warning
+    if warning and group.first:
+        warnings.warn(warning, stacklevel=3)
     return found
 
 
-def with_checkpoint(directory: Path, tag: str | None, use: Callable[[Path, Manifest], Result]) -> Result | None:
-    """Returns `use(folder, manifest)` for the checkpoint of a tag, or for the latest one.
-
-    A writer may remove or replace a checkpoint while it is being read. Then the reading starts again, so that what is read
-    is always one whole checkpoint.
+def place(found: Loaded, state: TrainState, homes: Homes) -> tuple[TrainState, CheckpointError | None]:
+    """Puts a checkpoint on the devices, in the place of a state, which is used up. Every process calls it.
 
     Returns:
-      What `use` returned; None if there is no `latest`.
-
-    Raises:
-      CheckpointError: `use` raised it, there is no such tag, or the checkpoint was replaced again and again.
+      The new state, and None; if something goes wrong on the way, on this process or on another one, what there is then,
+      and the error.
     """
-    for attempt in range(TRIES):
-        chosen = folders.latest(directory) if tag is None else folders.check_tag(tag)
-        if chosen is None:
-            return None
-        begun_with, error, found = None, None, None
-        try:
-            path = folders.find(directory, chosen)
-            made = manifest.read(path)
-            begun_with = path, made.id
-            found = use(path, made)
-        except CheckpointError as caught:
-            error = caught
-        replaced = _identity(directory, chosen) != begun_with
-        moved_on = tag is None and folders.latest(directory) != chosen
-        if error is None and not replaced:
-            return found
-        if error is not None and not (replaced or moved_on):
-            raise error
-        log.info("%s: %s was replaced while it was read (attempt %d)", directory, chosen, attempt + 1)
-    raise CheckpointError(
-        f"{directory}: expected a checkpoint that stays for as long as it takes to read, found {TRIES} that did not."
-    )
+    made, error = found.state.place(state)
 
+    def raise_error() -> None:
+        if error is not None:
+            raise CheckpointError(
+                f"{found.path}: it was read, but could not be put on the devices ({type(error).__name__}: {error}). Part "
+                "of the engine's state is new and part is old: load again before going on."
+            ) from error
 
-def _identity(directory: Path, tag: str) -> tuple[Path, str] | None:
-    """A value that changes when the checkpoint of a tag is replaced; None if there is none that can be read."""
     try:
-        path = folders.find(directory, tag)
-        return path, manifest.read(path).id
-    except CheckpointError:
-        return None
+        homes.shares.group.together(raise_error)
+    except CheckpointError as told:
+        return made, told
+    return made, None
 
 
-def _warn_none(directory: Path) -> None:
+def _nothing(directory: Path) -> str:
+    """The warning if there is nothing to load."""
     known = folders.tags(directory)
     if known:
         what = f"no file 'latest'; pass one of the tags {', '.join(known)}"
     else:
         what = "no checkpoint" if directory.is_dir() else "no such directory"
-    warnings.warn(f"{directory}: {what}. Nothing was loaded.", stacklevel=4)
+    return f"{directory}: {what}. Nothing was loaded."
 
 
-def read_items(path: Path, made: Manifest, wanted: Wanted) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields (item, arrays on the host) for one item after the other, with the wanted arrays only.
+def restore_data(data_iter: Any, found: Loaded, group: Group) -> None:
+    """Sets a data iterator, if there is one, to where it stood when the checkpoint was saved. Every process calls it.
 
     Raises:
-      CheckpointError: an array or a file is not what the manifest says.
+      CheckpointError: the iterator cannot be set, or the checkpoint does not have its state. If one process raises, all do.
     """
-    wanted = {item: specs for item, specs in wanted.items() if specs}
-    for item in wanted:
-        _check_files(path, item, made)
-    for item, specs in wanted.items():
-        there = path / item
-        try:
-            arrays = items.read(there, specs.__contains__)
-        except CheckpointError:
-            raise
-        except Exception as error:  # Orbax and tensorstore have many kinds
-            text = str(error).strip().splitlines() or ["no message"]
+    made = found.manifest
+
+    def restore() -> None:
+        if data_iter is None:
+            return
+        if not hasattr(data_iter, "set_state"):
+            raise CheckpointError(f"data_iter is a {type(data_iter).__name__} without set_state(): leave it out.")
+        states, skip = made.data_states, f"Skip {made.micro_batches_seen} micro-batches instead (itertools.islice)."
+        if states is not None and len(states) != len(group.members):
             raise CheckpointError(
-                f"{there}: expected {len(specs)} arrays, found damaged files: {type(error).__name__}: {text[0][:300]}. "
-                "Load another tag."
-            ) from error
-        for name, spec in specs.items():
-            if not spec.size:
-                arrays[name] = np.empty(spec.shape, spec.dtype)
-            if name not in arrays:
-                raise CheckpointError(f"{there}: expected the array {name}, {spec}, found {sorted(arrays)}.")
-            is_there = ArraySpec(str(arrays[name].dtype), arrays[name].shape)
-            if is_there != spec:
-                raise CheckpointError(f"{there}: {name}: expected {spec}, found {is_there}.")
-        yield item, arrays
-        del arrays
+                f"{found.path}: it has the states of the data iterators of {len(states)} processes, which stood at "
+                f"different places: expected as many processes, found {len(group.members)}, and nobody can say what each "
+                f"of them has read. Leave data_iter out. {skip}"
+            )
+        if states is None and made.data_state is None:
+            raise CheckpointError(
+                f"{found.path}: expected the state of a data iterator, found none: it was saved without data_iter. {skip}"
+            )
+        mine = made.data_state if states is None else states[group.members.index(group.me)]
+        data_iter.set_state(manifest.decode_data_state(mine))
 
-
-def _check_files(path: Path, item: str, made: Manifest) -> None:
-    """Raises CheckpointError if a file of an item is missing or was cut short."""
-    if not (path / item).is_dir():
-        raise CheckpointError(f"{path / item}: expected the item {item}, found nothing. Load another tag.")
-    for name, size in made.files.items():
-        if name.startswith(f"{item}/"):
-            try:
-                there = (path / name).stat().st_size
-            except OSError:
-                there = None
-            if there != size:
-                found = "no such file" if there is None else f"{there} bytes"
-                raise CheckpointError(f"{path / name}: expected {size} bytes, found {found}. Load another tag.")
-
-
-def restore_data(data_iter: Any, found: Loaded) -> None:
-    """Sets a data iterator, if there is one, to where it stood when the checkpoint was saved.
-
-    Raises:
-      CheckpointError: the iterator cannot be set, or the checkpoint does not have its state.
-    """
-    if data_iter is None:
-        return
-    if not hasattr(data_iter, "set_state"):
-        raise CheckpointError(f"data_iter is a {type(data_iter).__name__} without set_state(): leave it out.")
-    if found.manifest.data_state is None:
-        raise CheckpointError(
-            f"{found.path}: expected the state of a data iterator, found none: it was saved without data_iter. Skip "
-            f"{found.manifest.micro_batches_seen} micro-batches instead (itertools.islice)."
-        )
-    data_iter.set_state(manifest.decode_data_state(found.manifest.data_state))
+    group.together(restore)
 
 
 # ------------------------------------------------------------------------------------------------------------ one layer

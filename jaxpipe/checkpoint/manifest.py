@@ -20,6 +20,8 @@ NAME = "checkpoint.json"
 PROGRAM = "jaxpipe"  # written into the file, because other programs use the name of the file too
 # The number of the format. Raise it when older readers would misunderstand what is written.
 FORMAT = 1
+# Fields that older files of this format do not have. Older readers do without them.
+LATER = ("data_states",)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Manifest:
       train_calls: number of calls of `train_batch`, including those that did not change the state.
       micro_batches_seen: how many micro-batches were read.
       data_state: what the data iterator said about where it stands, if it was asked; see `encode_data_state`.
+      data_states: the same of each process, in order, if they stand at different places; then there is no `data_state`.
       key_impl: the kind of the PRNG key; None for an untyped one.
       client_state: what the user stores with the checkpoint, a JSON value.
       config, partition, mesh, versions, saved_at: facts about the run that wrote it, for people. Loading does not depend
@@ -88,6 +91,7 @@ class Manifest:
     versions: dict[str, str]
     saved_at: str
     files: dict[str, int] = field(default_factory=dict)
+    data_states: list[Json] | None = None  # older versions do not write it
     format: int = field(default=FORMAT)
 
     def to_json(self) -> str:
@@ -102,9 +106,9 @@ class Manifest:
         return sum(size_of(layer.arrays) for layer in self.layers)
 
 
-def size_of(arrays: Mapping[str, ArraySpec]) -> int:
-    """The number of parameters: of the elements of those arrays that are params."""
-    return sum(spec.size for name, spec in arrays.items() if name.split("/")[0] == "params")
+def size_of(arrays: Mapping[str, ArraySpec], what: str = "params") -> int:
+    """The number of elements of those arrays that are params, or `what` else: "opt_state", "layer_state"."""
+    return sum(spec.size for name, spec in arrays.items() if name.split("/")[0] == what)
 
 
 def read(folder: Path) -> Manifest:
@@ -148,11 +152,14 @@ def _parse(path: Path, found: dict[str, Any]) -> Manifest:
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
             raise TypeError(f"{name} is {found[name]!r:.50}")
+    if not isinstance(found.get("data_states"), (list, type(None))):
+        raise TypeError("data_states is no list")
     if not all(isinstance(size, int) for size in found["files"].values()):
         raise TypeError("a size in files is no integer")
     layers = [LayerRecord(each["name"], each["tied_to"], _specs(each["arrays"])) for each in found["layers"]]
     # Fields that are not known come from a newer version. This one can do without them, or the format would be newer too.
-    rest = {each.name: found[each.name] for each in fields(Manifest) if each.name not in ("layers", "state")}
+    rest = {each.name: found[each.name] for each in fields(Manifest) if each.name not in ("layers", "state", *LATER)}
+    rest |= {name: found.get(name) for name in LATER}
     return Manifest(layers=layers, state=_specs(found["state"]), **rest)
 
 

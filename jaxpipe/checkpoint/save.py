@@ -1,13 +1,11 @@
 """Writes checkpoints, either at once or from a copy on the host while training goes on."""
 
-import copy
 import dataclasses
 import datetime
 import importlib.metadata
 import logging
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.checkpoint import directory as folders
-from jaxpipe.checkpoint import items, manifest, verify
+from jaxpipe.checkpoint import together
 from jaxpipe.checkpoint.homes import STATE, Homes, layer_item
-from jaxpipe.checkpoint.items import Arrays
 from jaxpipe.checkpoint.manifest import LayerRecord, Manifest
-from jaxpipe.checks import is_count
+from jaxpipe.checkpoint.request import Request, accept
+from jaxpipe.checkpoint.write import Order, Source, write
 from jaxpipe.errors import CheckpointError
+from jaxpipe.processes.group import Group
 from jaxpipe.training.config import Config
 from jaxpipe.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
 
-def describe(homes: Homes, state: TrainState, config: Config, mesh: jax.sharding.Mesh, **counters: Any) -> Manifest:
+def describe(homes: Homes, state: TrainState, config: Config, **counters: Any) -> Manifest:
     """Makes the manifest of a state. `counters` are the fields of `Manifest` that only the engine knows."""
     module, expected = homes.layout.module, homes.expected(state)
     layers = [
@@ -48,7 +46,7 @@ def describe(homes: Homes, state: TrainState, config: Config, mesh: jax.sharding
         key_impl=str(jax.random.key_impl(state.key)) if typed else None,
         config={each.name: _plain(getattr(config, each.name)) for each in dataclasses.fields(config)},
         partition=list(homes.layout.boundaries),
-        mesh=dict(mesh.shape),
+        mesh=dict(homes.mesh.shape),
         versions={name: _version(name) for name in ("jaxpipe", "jax", "optax", "orbax-checkpoint")},
         saved_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         **counters,
@@ -73,54 +71,56 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
-    def save(
-        self,
-        directory: Path,
-        tag: str,
-        made: Manifest,
-        source: Iterable[tuple[str, Arrays]],
-        *,
-        save_latest: bool,
-        keep: int | None,
-        blocking: bool,
-    ) -> Path:
-        """Writes a checkpoint.
+    def save(self, request: Request, homes: Homes, state: TrainState, config: Config, **counters: int) -> Path:
+        """Writes a checkpoint of a state. Every process calls it.
 
-        The items are written first, then the manifest, and both are looked at on the disk. Only then the folder gets its
-        name, and at last `latest` names it.
+        Args:
+          request: what the user asked for.
+          counters: `train_calls` and `micro_batches_seen`, for the manifest.
+
+        Returns:
+          The folder of the checkpoint, which may be written in the background.
+
+        Raises:
+          CheckpointError: it could not be written, or the request cannot be met. With several processes all of them raise.
+        """
+        group = homes.shares.group
+        accepted = accept(request, f"global_step{int(state.step)}", group)
+        made = describe(
+            homes,
+            state,
+            config,
+            client_state=accepted.client_state,
+            data_state=accepted.data_state,
+            data_states=accepted.data_states,
+            **counters,
+        )
+        return self.start(accepted.order, made, homes.items(state), group)
+
+    def start(self, order: Order, made: Manifest, source: Source, group: Group) -> Path:
+        """Writes what a source yields, or begins to.
 
         Args:
           made: the manifest, without `files`.
           source: yields (item, arrays). The next item is asked for when the one before is on the disk. If the writing is
             done in the background, everything is copied to the host first.
-          save_latest: whether `latest` names the checkpoint.
-          keep: how many checkpoints to keep in the directory; None keeps all.
-          blocking: False writes in the background.
-
-        Returns:
-          The folder of the checkpoint.
-
-        Raises:
-          CheckpointError: it could not be written, or a flag is not True or False.
         """
-        for flag, value in {"save_latest": save_latest, "blocking": blocking}.items():
-            if not isinstance(value, bool):
-                raise CheckpointError(f"{flag}={value!r}: expected True or False.")
         self.join()
-        if blocking:
-            return _write(directory, tag, made, source, save_latest, keep)
-        copied = [(name, {key: np.array(array) for key, array in arrays.items()}) for name, arrays in source]
+        share = together.begin(group, order, made) if group.several else None
+        if order.blocking:
+            return write(order, made, source) if share is None else share.run(source)
+        copied = _copy(source) if share is None else share.copy(source)
 
         def work() -> None:
             try:
-                _write(directory, tag, made, copied, save_latest, keep)
+                write(order, made, copied) if share is None else share.run(copied)
             except CheckpointError as error:
                 self._error = error
                 log.error("%s", error)
 
         self._thread = threading.Thread(target=work, name="jaxpipe-checkpoint")
         self._thread.start()
-        return directory / tag
+        return order.target
 
     def join(self) -> None:
         """Waits until no checkpoint is being written any more."""
@@ -140,92 +140,5 @@ class Saver:
             raise error
 
 
-def _write(
-    directory: Path,
-    tag: str,
-    made: Manifest,
-    source: Iterable[tuple[str, Arrays]],
-    save_latest: bool,
-    keep: int | None,
-) -> Path:
-    try:
-        with (draft := folders.Draft(directory, tag)) as path:
-            for name, arrays in source:
-                items.write(path / name, arrays)
-                del arrays  # before the next one is made
-            files = {str(file.relative_to(path)): file.stat().st_size for file in path.rglob("*") if file.is_file()}
-            folders.write_text(path / manifest.NAME, dataclasses.replace(made, files=files).to_json())
-            verify.check_written(path, made, directory / tag)
-            written = draft.commit()
-    except CheckpointError:
-        raise
-    except Exception as error:  # Orbax and tensorstore raise many kinds of exceptions when a disk is full
-        raise CheckpointError(
-            f"{directory / tag}: the checkpoint could not be written: {type(error).__name__}: {_reason(error)} Earlier "
-            "checkpoints and the state of training are as they were."
-        ) from error
-    try:
-        if save_latest:
-            folders.point_latest(directory, tag)
-        if keep is not None:
-            folders.prune(directory, keep)
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory / tag}: the checkpoint was written, but 'latest' or the older ones could not be changed: {error}."
-        ) from error
-    return written
-
-
-def _reason(error: BaseException) -> str:
-    """The most helpful line of an error: what the operating system said, if it said something."""
-    while not isinstance(error, OSError) and (error.__cause__ or error.__context__):
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    text = str(error).strip()
-    if "shutdown" in text:  # Orbax needs new threads, but Python does not start any at its end
-        return "The program ended meanwhile: call engine.wait_for_checkpoint() before its end."
-    for known in ("No space left on device", "Read-only file system", "Permission denied", "File too large"):
-        if known in text:
-            return f"{known}. Make room, or save somewhere else."
-    return f"{text.splitlines()[0][:300]}." if text else "no message."
-
-
-def check_arguments(client_state: Mapping[str, Any] | None, keep: int | None) -> dict[str, Any]:
-    """Checks the arguments of a save before anything is written, and copies the client state.
-
-    Returns:
-      The copy, which may be written later.
-
-    Raises:
-      CheckpointError: the client state cannot be stored as JSON, `keep` is no count, or there are several processes.
-    """
-    state = {} if client_state is None else client_state
-    if not isinstance(state, dict):
-        raise CheckpointError(f"client_state is a {type(state).__name__}: expected a dict.")
-    try:
-        manifest.check_json(state, "client_state")
-    except RecursionError:
-        raise CheckpointError("client_state contains itself, or is nested too deep: JSON cannot hold that.") from None
-    if keep is not None and not is_count(keep):
-        raise CheckpointError(f"keep={keep!r}: expected how many checkpoints to keep, 1 or more, or None for all.")
-    if jax.process_count() > 1:
-        raise CheckpointError(
-            f"Checkpoints of {jax.process_count()} processes are not available yet in this version of jaxpipe: expected "
-            "one process that holds all devices."
-        )
-    return copy.deepcopy(state)  # it may be written later
-
-
-def data_state(data_iter: Any) -> dict[str, manifest.Json] | None:
-    """What a data iterator says about where it stands, as a JSON value; None if there is no iterator.
-
-    Raises:
-      CheckpointError: the iterator has no `get_state`, or what it returns cannot be stored.
-    """
-    if data_iter is None:
-        return None
-    if not hasattr(data_iter, "get_state"):
-        raise CheckpointError(
-            f"data_iter is a {type(data_iter).__name__} without get_state(): expected an iterator that knows where it "
-            "stands, such as grain's. Leave it out; engine.micro_batches_seen is stored in any case."
-        )
-    return manifest.encode_data_state(data_iter.get_state())
+def _copy(source: Source) -> Source:
+    return [(name, {key: np.array(array) for key, array in arrays.items()}) for name, arrays in source]

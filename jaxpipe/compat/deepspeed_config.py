@@ -7,10 +7,13 @@
     gradient_clipping                           becomes gradient_clipping; 0 does not clip. If it is absent it is 1.0, the
                                                 default of recent releases; write 0.0 for the older ones, which did not clip
     steps_per_print                             becomes steps_per_print
+    zero_optimization.stage                     becomes zero_stage if it is 0 or 1; other stages are refused
     pipeline.activation_checkpoint_interval     becomes remat: k > 0 is the interval k, and 0 is "none". If it is absent,
                                                 remat keeps its own default, because DeepSpeed then looks at its
                                                 PipelineModule and not at this file. Results do not depend on it, only
                                                 memory and speed do
+    bf16, fp16                                  become compute_dtype and loss_scale; see
+                                                `jaxpipe.compat.deepspeed_precision`
 
 One of three things happens to every other key, also to a key inside a section (`jaxpipe.compat.deepspeed_keys` lists them).
 It is *ignored* with a warning if its job is done elsewhere or not needed. It is *refused* if leaving it out would silently
@@ -28,8 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxpipe.checks import as_count, as_integer, as_number, did_you_mean, show
-from jaxpipe.compat.deepspeed_keys import IGNORED, KEYS, MAPPED, ONLY, REFUSED, SWITCHED_OFF
+from jaxpipe.compat import deepspeed_precision
+from jaxpipe.compat.deepspeed_keys import IGNORED, KEYS, MAPPED, NETWORK, ONLY, REFUSED, SWITCHED_OFF
 from jaxpipe.errors import ConfigError
+from jaxpipe.layout.zero import WHY_NOT
+from jaxpipe.processes.first import is_first
 
 __all__ = ["read"]
 
@@ -58,8 +64,10 @@ def read(source: Mapping[str, Any] | str | os.PathLike[str], *, data: int = 1) -
         "gradient_clipping": _clipping(config.get("gradient_clipping", 1.0)),
         "steps_per_print": _never(config.get("steps_per_print")),
         **({} if interval is None else {"remat": _remat(interval)}),
+        **deepspeed_precision.fields(config, ignored),
+        **({"zero_stage": 1} if _zero_stage(config.get("zero_optimization")) else {}),
     }
-    if ignored:
+    if ignored and is_first():
         listed = "; ".join(f"{key}: {reason}" for key, reason in ignored.items())
         # Level 3 is the caller of Config.from_deepspeed.
         warnings.warn(f"ignored in the DeepSpeed configuration: {listed}", stacklevel=3)
@@ -72,8 +80,9 @@ def _judge(name: str, value: Any, ignored: dict[str, str]) -> None:
     Args:
       name: inside a section it is `section.key`.
     """
-    if name == "zero_optimization":
-        _check_stage(value)
+    reasons = SWITCHED_OFF
+    if name == "zero_optimization" and _zero_stage(value):
+        reasons = {name: NETWORK}
     if name == "data_types" and value is not None:
         _check_section(name, value)
         for key, dtype in value.items():
@@ -90,13 +99,15 @@ def _judge(name: str, value: Any, ignored: dict[str, str]) -> None:
     if name in IGNORED:
         if _is_on(value) and not (name in KEYS and _asks_for_nothing(name, value)):
             ignored[name] = IGNORED[name]
+    elif name in deepspeed_precision.SECTIONS and deepspeed_precision.is_enabled(name, value):
+        return
     elif isinstance(value, Mapping) and (name == "pipeline" or name in SWITCHED_OFF):
         for key, inner in value.items():
             path, default = f"{name}.{key}", KEYS.get(name, {}).get(key)
-            if key != "enabled" and inner and not _same(inner, default):
+            if key not in ("enabled", "stage") and inner and not _same(inner, default):
                 _judge(path, inner, ignored)
-                if name in SWITCHED_OFF and not (path in KEYS and _asks_for_nothing(path, inner)):
-                    ignored[path] = SWITCHED_OFF[name]
+                if name in reasons and not (path in KEYS and _asks_for_nothing(path, inner)):
+                    ignored[path] = reasons[name]
 
 
 def _check_section(name: str, value: Any) -> None:
@@ -188,13 +199,17 @@ def _never(steps: object) -> object:
     return None if isinstance(steps, float) and math.isinf(steps) and steps > 0 else steps
 
 
-def _check_stage(zero: Any) -> None:
+def _zero_stage(zero: Any) -> int:
+    """The stage of ZeRO; raises ConfigError if it is not there."""
     if zero is not None and not isinstance(zero, (bool, Mapping)):
         raise ConfigError(f"DeepSpeed configuration: zero_optimization={show(zero)} must be a section {{...}}.")
     # Early DeepSpeed wrote true for stage 1.
     stage = int(zero) if isinstance(zero, bool) else (zero or {}).get("stage", 0)
-    if isinstance(stage, bool) or as_integer(stage) != 0:
-        raise _not_available(f"zero_optimization.stage={show(stage)}", "Use stage 0")
+    number = as_integer(stage)
+    if number not in (0, 1):
+        why = f" ({WHY_NOT[number]})" if number in WHY_NOT else ""
+        raise _not_available(f"zero_optimization.stage={show(stage)}", f"Use stage 0 or 1{why}")
+    return number
 
 
 def _remat(interval: object) -> str | int:

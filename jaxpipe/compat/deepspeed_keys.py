@@ -14,6 +14,9 @@ MAPPED = (
     "pipeline",
     "zero_optimization",
     "data_types",
+    "bf16",
+    "bfloat16",
+    "fp16",
 )
 
 PROFILE, LOG, DATA = "use jax.profiler", "log the values train_batch returns", "prepare the data before train_batch"
@@ -43,9 +46,6 @@ IGNORED = {
 }
 
 REFUSED = (
-    "fp16",
-    "bf16",
-    "bfloat16",
     "amp",
     "torch_autocast",
     "progressive_layer_drop",
@@ -67,7 +67,11 @@ REFUSED = (
 
 # A key in one of these sections is ignored, for this reason, if its value is not the default.
 SWITCHED_OFF = {
-    **{section: f"{section} is switched off" for section in REFUSED if "." not in section},
+    **{
+        section: f"{section} is switched off"
+        for section in ("bf16", "bfloat16", "fp16", *REFUSED)
+        if "." not in section
+    },
     "zero_optimization": "ZeRO is switched off",
 }
 

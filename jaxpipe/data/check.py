@@ -1,12 +1,14 @@
-"""Checks batches, micro-batches and examples by types and shapes, before anything is traced or moved."""
+"""Checks batches, micro-batches, examples and per-layer params by types and shapes, before anything is traced or moved."""
 
+import jax
 from jax.sharding import Mesh
 
-from jaxpipe.data.leaves import check_pair, check_rows, check_types, named
-from jaxpipe.errors import DataError
+from jaxpipe.data.leaves import check_pair, check_rows, check_types, named, paths
+from jaxpipe.errors import DataError, LayerError
 from jaxpipe.mesh import data_size
+from jaxpipe.model.kinds import take_off_boxes
 from jaxpipe.model.shapes import aval, describe
-from jaxpipe.types import Batch, Tree
+from jaxpipe.types import Batch, Params, Tree
 
 
 def check_batch(
@@ -49,11 +51,12 @@ def check_batch(
     return inputs, labels, found
 
 
-def check_micro_batch(item: Batch, mesh: Mesh, needs_labels: bool = True, any_rows: bool = False) -> None:
+def check_micro_batch(item: Batch, ranks: int, needs_labels: bool = True, any_rows: bool = False) -> None:
     """Checks one micro-batch before it goes to a device.
 
     Args:
       item: (inputs, labels) with leaves [B, ...].
+      ranks: the number of data ranks over which its rows are split.
       needs_labels: False leaves the labels unchecked.
       any_rows: True allows rows that are no multiple of the data ranks.
 
@@ -62,8 +65,13 @@ def check_micro_batch(item: Batch, mesh: Mesh, needs_labels: bool = True, any_ro
     """
     leaves = named(item[0], item[1] if needs_labels else None)
     check_types(leaves, native=False)  # stacking makes arrays of the native byte order
-    # With several processes each one brings a part of the rows, and the data ranks must divide the whole only.
-    check_rows(leaves, 0, 1 if any_rows else data_size(mesh))
+    for name, leaf in leaves:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            raise DataError(
+                f"{name} is {describe(leaf)} on devices of several processes. Yield what this process has of it, as a "
+                "NumPy array: whole micro-batches, or with Config(local_rows=True) the rows of this process."
+            )
+    check_rows(leaves, 0, 1 if any_rows else ranks)
 
 
 def check_example(example: object, mesh: Mesh) -> None:
@@ -78,3 +86,25 @@ def check_example(example: object, mesh: Mesh) -> None:
     leaves = named(inputs, labels)
     check_types(leaves)
     check_rows(leaves, 0, data_size(mesh), "The example: ")
+
+
+def check_layer_params(layers: object, num_layers: int) -> list[Params]:
+    """Checks a list with the params of each layer, before the shapes of its arrays are read.
+
+    Returns:
+      The layers, without the boxes in which flax.linen may have put their arrays.
+
+    Raises:
+      LayerError: it is no list, has another length, or holds something that JAX cannot take.
+    """
+    if not isinstance(layers, (list, tuple)):
+        raise LayerError(
+            f"layers is a {type(layers).__name__}: expected a list with the params of each layer, as to_layers gives."
+        )
+    if len(layers) != num_layers:
+        raise LayerError(f"{len(layers)} per-layer params were given; the module has {num_layers} layers.")
+    plain = [take_off_boxes(layer)[0] for layer in layers]
+    for index, layer in enumerate(plain):
+        arrays = [(name, leaf) for name, leaf in paths(layer) if not isinstance(leaf, (bool, int, float, complex))]
+        check_types([(f"layers[{index}]{name}", leaf) for name, leaf in arrays], LayerError)
+    return plain

@@ -1,28 +1,19 @@
 """Makes batches on the mesh, leaves [M, B, ...], of micro-batches on the host, leaves [B, ...]."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxpipe.data.pull import check_for_training, pull
-from jaxpipe.mesh import DATA, data_size
-from jaxpipe.model.shapes import aval, is_key, signature
-from jaxpipe.types import AnyArray, Batch
-
-
-def pull_batch(data_iter: Iterator[Batch], num_micro_batches: int, mesh: Mesh) -> Batch:
-    """Takes M micro-batches of one shape from an iterator, checks them, and puts them on the mesh.
-
-    Returns:
-      (inputs, labels) with leaves [M, B, ...], rows over the data ranks.
-
-    Raises:
-      DataError: as `pull` and `check_micro_batch` raise it, or two micro-batches differ in their shapes.
-    """
-    return stack(pull(data_iter, num_micro_batches, check_for_training(mesh)), mesh)
+from jaxpipe.data.share import Share
+from jaxpipe.mesh import DATA
+from jaxpipe.model.shapes import aval, avals, is_key, signature
+from jaxpipe.model.values import typed
+from jaxpipe.types import AnyArray, Avals, Batch, Tree
 
 
 def group(items: Sequence[Batch]) -> list[list[Batch]]:
@@ -36,11 +27,12 @@ def group(items: Sequence[Batch]) -> list[list[Batch]]:
     return groups
 
 
-def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
+def put(items: Sequence[Batch], share: Share) -> list[Batch]:
     """Makes one batch of each group of neighbouring micro-batches of one shape.
 
     Args:
       items: (inputs, labels) with leaves [B, ...]; the numbers of rows may differ.
+      share: which of the rows this process brings.
 
     Returns:
       (inputs, labels) with leaves [M, B, ...] for each group. They are on the mesh if the data ranks divide their rows,
@@ -48,31 +40,75 @@ def put(items: Sequence[Batch], mesh: Mesh) -> list[Batch]:
     """
     batches = []
     for alike in group(items):
-        if aval(jax.tree.leaves(alike[0])[0]).shape[0] % data_size(mesh) == 0:
-            batches.append(stack(alike, mesh))
+        if aval(jax.tree.leaves(alike[0])[0]).shape[0] % share.ranks == 0:
+            batches.append(stack(alike, share))
         else:
             batches.append(jax.tree.map(_stacked, *alike))
     return batches
 
 
-def stack(items: Sequence[Batch], mesh: Mesh) -> Batch:
+def stack(items: Sequence[Batch], share: Share) -> Batch:
     """Stacks micro-batches, leaves [B, ...], to a batch on the mesh, leaves [M, B, ...], with the rows over the data ranks.
 
-    With several processes each one brings the whole micro-batches, and puts the rows onto its devices that belong there.
+    With several processes each one puts the rows onto its devices that belong there.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(None, DATA) if DATA in mesh.axis_names else PartitionSpec())
+    sharding = _sharding(share.mesh)
 
     def one(*leaves: AnyArray) -> jax.Array:
-        if isinstance(leaves[0], jax.Array) and jax.process_count() == 1:
+        if share.group.several:
+            return _spread(_stacked(*leaves), share, sharding)
+        if isinstance(leaves[0], jax.Array):
             if any(isinstance(leaf, jax.Array) and leaf.sharding != leaves[0].sharding for leaf in leaves):
                 leaves = tuple(jax.device_put(leaf, leaves[0].sharding) for leaf in leaves)
             return jax.device_put(jnp.stack(leaves), sharding)  # np.stack would wait for the device
-        stacked = _stacked(*leaves)
-        if jax.process_count() > 1:
-            return jax.make_array_from_callback(stacked.shape, sharding, lambda index: stacked[index])
-        return jax.device_put(stacked, sharding)
+        return jax.device_put(_stacked(*leaves), sharding)
 
     return jax.tree.map(one, *items)
+
+
+def _spread(stacked: AnyArray, share: Share, sharding: NamedSharding) -> jax.Array:
+    """Puts what this process brings, [M, B, ...], onto its devices; the others do the same with theirs."""
+    like = aval(stacked)
+    if is_key(like):  # JAX takes keys only in a program to devices of other processes
+        words = _spread(np.asarray(jax.random.key_data(stacked)), share, sharding)
+        return jax.jit(lambda words: typed(words, like), out_shardings=sharding)(words)
+    whole = (like.shape[0], share.whole(like.shape[1]), *like.shape[2:])
+    before = share.first(like.shape[1])
+
+    def part(index: Any) -> np.ndarray:  # a slice per dim
+        start, stop, _ = index[1].indices(whole[1])
+        return np.asarray(stacked[index[0], start - before : stop - before], like.dtype)
+
+    return jax.make_array_from_callback(whole, sharding, part)
+
+
+def on_all(tree: Tree, mesh: Mesh) -> Tree:
+    """Leaves [M, B, ...], which every process holds whole, as a compiled step of several processes takes them.
+
+    With one process, and inside of `jit`, they stay what they are. So does what is on devices of several processes already.
+    """
+    share = Share(mesh)
+    if not share.group.several:
+        return tree
+
+    def one(leaf: AnyArray) -> AnyArray:
+        if isinstance(leaf, Tracer) or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+            return leaf
+        # A copy, because on a CPU the result may be the memory of NumPy, which the caller may write into.
+        return _spread(leaf if isinstance(leaf, jax.Array) else np.array(leaf), share, _sharding(mesh))
+
+    return jax.tree.map(one, tree)
+
+
+def batch_avals(tree: Tree, mesh: Mesh) -> Avals:
+    """Abstract values of leaves [M, B, ...], which say that they lie as `stack` puts them."""
+    sharding = _sharding(mesh)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), avals(tree))
+
+
+def _sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data ranks."""
+    return NamedSharding(mesh, PartitionSpec(None, DATA) if DATA in mesh.axis_names else PartitionSpec())
 
 
 def _stacked(*leaves: AnyArray) -> AnyArray:

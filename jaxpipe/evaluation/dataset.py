@@ -1,5 +1,6 @@
 """Whole data sets: batch after batch, the next one under way to the devices while one is running."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxpipe.checks import is_count
+from jaxpipe.data.agree import Agreement
 from jaxpipe.data.place import put
 from jaxpipe.data.pull import check_for_evaluation, pull, take
 from jaxpipe.errors import DataError
@@ -25,38 +27,51 @@ IN_FLIGHT = 2
 
 
 def batches(
-    source: Iterable[Batch], num_micro_batches: int, num_batches: int | None, evaluator: Evaluator, labels: bool
+    source: Iterable[Batch], num_micro_batches: int, num_batches: int | None, agreement: Agreement, labels: bool
 ) -> Iterator[list[Batch]]:
     """Groups of micro-batches, M in all, until the data or `num_batches` end; see `Evaluator.run`."""
     if not isinstance(source, Iterable):
         raise DataError(f"data_iter is a {type(source).__name__}, which yields nothing. Pass an iterator or a loader.")
     if num_batches is not None and not is_count(num_batches):
         raise DataError(f"num_batches={num_batches!r} must be an integer, 1 or more, or None for all there is.")
-    return _batches(iter(source), num_micro_batches, num_batches, evaluator, labels)
+    return _batches(iter(source), num_micro_batches, num_batches, agreement, labels)
 
 
 def _batches(
-    source: Iterator[Batch], num_micro_batches: int, num_batches: int | None, evaluator: Evaluator, labels: bool
+    source: Iterator[Batch], num_micro_batches: int, num_batches: int | None, agreement: Agreement, labels: bool
 ) -> Iterator[list[Batch]]:
     count = 0
     while num_batches is None or count < num_batches:
-        items = take(source, num_micro_batches, check_for_evaluation(evaluator.mesh, labels))
+        items, share = agreement.take(
+            lambda: _wanted(take(source, num_micro_batches, check_for_evaluation(labels)), labels)
+        )
         if items:
             count += 1
-            yield on_mesh(items, evaluator, labels)
+            yield put(items, share)
         if len(items) < num_micro_batches:
             return
 
 
-def groups(source: Iterator[Batch], num_micro_batches: int, evaluator: Evaluator, labels: bool) -> list[Batch]:
+def groups(source: Iterator[Batch], num_micro_batches: int, agreement: Agreement, labels: bool) -> list[Batch]:
     """M micro-batches as groups on the mesh; raises DataError where there are fewer, or they do not fit."""
-    items = pull(source, num_micro_batches, check_for_evaluation(evaluator.mesh, labels))
-    return on_mesh(items, evaluator, labels)
+    items, share = agreement.take(
+        lambda: _wanted(pull(source, num_micro_batches, check_for_evaluation(labels)), labels)
+    )
+    return put(items, share)
 
 
-def on_mesh(items: list[Batch], evaluator: Evaluator, labels: bool) -> list[Batch]:
-    """Micro-batches that were looked at, as groups on the mesh, without labels that are not wanted."""
-    return put(items if labels else [(inputs, None) for inputs, _ in items], evaluator.mesh)
+def _wanted(items: list[Batch], labels: bool) -> list[Batch]:
+    """The micro-batches without labels that are not wanted, and that nobody has looked at."""
+    return items if labels else [(inputs, None) for inputs, _ in items]
+
+
+def bar(
+    source: Any, num_micro_batches: int, num_batches: int | None, evaluator: Evaluator, wanted: bool | None
+) -> Progress:
+    """The progress bar of `Engine.evaluate`; `wanted=None`: if the output is a terminal."""
+    total = number_of_batches(source, num_micro_batches, num_batches)
+    enabled = sys.stdout.isatty() if wanted is None else wanted
+    return Progress(total, unit="batch", enabled=enabled, mesh=evaluator.mesh)
 
 
 def number_of_batches(source: Any, num_micro_batches: int, num_batches: int | None) -> int | None:
@@ -70,7 +85,12 @@ def number_of_batches(source: Any, num_micro_batches: int, num_batches: int | No
 
 
 def evaluate(
-    evaluator: Evaluator, params: Params, source: Iterator[list[Batch]], options: Options, progress: Progress
+    evaluator: Evaluator,
+    params: Params,
+    source: Iterator[list[Batch]],
+    options: Options,
+    progress: Progress,
+    states: Tree = None,
 ) -> dict[str, Any]:
     """The loss and the metrics over all batches, as plain floats (arrays where a metric is one)."""
     sums: Sums | None = None
@@ -87,7 +107,7 @@ def evaluate(
 
     with progress:
         for groups in source:
-            found = evaluator.run(params, groups, options)
+            found = evaluator.run(params, groups, options, states)
             pending.add(replace(found, outputs=None))
             fetch(IN_FLIGHT)
         fetch(0)
@@ -132,14 +152,19 @@ def _plain(value: Any) -> Any:
 
 
 def predict(
-    evaluator: Evaluator, params: Callable[[], Params], source: Iterator[list[Batch]], options: Options
+    evaluator: Evaluator, held: Callable[[], tuple[Params, Tree]], source: Iterator[list[Batch]], options: Options
 ) -> Iterator[Tree]:
-    """Outputs batch by batch, leaves [M, B, ...]; while one is used, the next one is being computed."""
+    """Outputs batch by batch, leaves [M, B, ...]; while one is used, the next one is being computed.
+
+    Args:
+      held: gives the present params and the present state of the layers.
+    """
     pending = Late[Tree]()
     try:
         for groups in source:
             for group in groups:
-                pending.add(evaluator.run(params(), [group], options).outputs)
+                params, states = held()
+                pending.add(evaluator.run(params, [group], options, states).outputs)
                 yield from pending.beyond(1)
     except Exception:  # of the data: what was computed before comes first
         yield from pending.beyond(0)

@@ -10,15 +10,19 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe import schedules
+from jaxpipe.data.place import on_all
+from jaxpipe.data.shapes_seen import ShapesSeen
 from jaxpipe.evaluation import ragged
-from jaxpipe.executor.eval_plan import EvalPlan
+from jaxpipe.executor.eval_plan import EvalPlan, rows_everywhere
 from jaxpipe.executor.evaluate import evaluate
 from jaxpipe.executor.options import Found, Options
+from jaxpipe.executor.permutes import Checked
+from jaxpipe.layout.layout import Layout
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import data_size, pipe_size, rank_mesh
-from jaxpipe.model.layout import Layout
 from jaxpipe.model.shapes import avals
+from jaxpipe.processes.group import Group, settled
 from jaxpipe.types import Batch, Params, Tree
 
 P = PartitionSpec
@@ -30,59 +34,82 @@ class Evaluator:
     Args:
       layout: where the weights live, asked for when it is needed.
       mesh: the devices.
+
+    Attributes:
+      holds_outputs: whether this process has devices of the last rank. If not, outputs are arrays without shards here, and
+        what is not broadcast is None.
     """
 
     def __init__(self, layout: Callable[[], Layout], mesh: Mesh):
         self._layout, self.mesh = layout, mesh
-        self._jitted = jax.jit(self._traceable, static_argnames="options")
+        self._last = rank_mesh(mesh, pipe_size(mesh) - 1)
+        self.holds_outputs = jax.process_index() in {device.process_index for device in self._last.devices.flat}
+        self._jitted = Checked(jax.jit(self._traceable, static_argnames="options"), mesh)
+        self._shapes = ShapesSeen("evaluation")
 
-    def _traceable(self, params: Params, inputs: Tree, labels: Tree, real: jax.Array | None, options: Options) -> Found:
-        program = _forward_program(pipe_size(self.mesh), jax.tree.leaves(inputs)[0].shape[0])
-        plan = EvalPlan(self._layout(), self.mesh, program, (inputs, labels), options)
-        return evaluate(plan, params, (inputs, labels), real)
+    def plan(self, batch: Batch, options: Options) -> EvalPlan:
+        """What an evaluation of such a batch will do, from shapes alone."""
+        program = _forward_program(pipe_size(self.mesh), jax.tree.leaves(batch[0])[0].shape[0])
+        return EvalPlan(self._layout(), self.mesh, program, batch, options)
 
-    def lower(self, params: Params, batch: Batch, options: Options) -> jax.stages.Lowered:
-        """The program, lowered."""
-        return self._jitted.lower(params, avals(batch[0]), avals(batch[1]), None, options=options)
+    def _traceable(
+        self, params: Params, inputs: Tree, labels: Tree, real: jax.Array | None, states: Tree, options: Options
+    ) -> Found:
+        batch = inputs, labels
+        return evaluate(self.plan(batch, options), params, batch, real, states)
 
-    def run(self, params: Params, groups: Sequence[Batch], options: Options) -> Found:
+    def trace(self, params: Params, batch: Batch, options: Options, states: Tree = None) -> jax.stages.Traced:
+        """The program, traced."""
+        return self._jitted.trace(params, avals(batch[0]), avals(batch[1]), None, states, options=options)
+
+    def run(self, params: Params, groups: Sequence[Batch], options: Options, states: Tree = None) -> Found:
         """Evaluates micro-batches that need not have the same number of rows.
 
         Args:
           groups: batches with leaves [M, B, ...], each of one shape; B differs between them, and need not be a multiple of
             the data ranks. One program run per group, and one more for the rows that are left over when a group is split
             over the data ranks.
+          states: the state of the layers, a tree that `layout/state_layout.py` describes; None: they have none.
 
         Returns:
           What was found for all of them, `outputs` with leaves [M, B, ...] (the largest B; rows that are not there are
           zeros) and `rows` {name: [all rows, ...]}. With `options.raw` loss and metrics are sums, to be joined with others.
         """
-        pieces = ragged.cut(groups, data_size(self.mesh))
+        pieces, several = ragged.cut(groups, data_size(self.mesh)), Group.of(self.mesh).several
         if len(pieces) == 1 and pieces[0].real is None:
-            found = self._once(params, pieces[0], options)
-            return replace(found, rows={name: ragged.flat(a) for name, a in found.rows.items()})
+            found = self._once(params, pieces[0], options, states)
+            rows = {name: ragged.flat(a) for name, a in found.rows.items()}
+            return replace(found, rows=settled(rows) if several else rows)
         raw = replace(options, raw=True)
-        return ragged.join(pieces, [self._once(params, piece, raw) for piece in pieces], options)
+        each = [self._once(params, piece, raw, states) for piece in pieces]
+        if not several:
+            return ragged.join(pieces, each, options)
+        return ragged.join_on(self._last, self.holds_outputs, pieces, each, options)
 
-    def _once(self, params: Params, piece: ragged.Piece, options: Options) -> Found:
-        found = self._jitted(params, piece.inputs, piece.labels, piece.real, options=options)
-        loss, metrics = found.loss, found.metrics
-        if not options.broadcast:
-            loss, metrics = jax.tree.map(lambda a: a[0], self._last_rank((loss, metrics), 1))
+    def _once(self, params: Params, piece: ragged.Piece, options: Options, states: Tree) -> Found:
+        inputs, labels = on_all((piece.inputs, piece.labels), self.mesh)
+        self._shapes.add((inputs, labels))
+        found = self._jitted(params, inputs, labels, piece.real, states, options=options)
+        loss, metrics, rows = found.loss, found.metrics, found.rows
         count = jax.tree.leaves(piece.inputs)[0].shape[0]
-        outputs, rows = self._last_rank((found.outputs, found.rows), count)
-        return Found(loss, metrics, outputs, rows)
+        # Inside of a caller's jit every process traces the same.
+        holds = self.holds_outputs or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(found))
+        if not options.broadcast:
+            last = self._last_rank((loss, metrics), 1) if holds else (None, None)
+            loss, metrics = jax.tree.map(lambda a: a[0], last)
+        if not rows_everywhere(self.mesh, options):
+            rows = self._last_rank(rows, count) if holds else {}
+        return Found(loss, metrics, self._last_rank(found.outputs, count), rows)
 
     def _last_rank(self, tree: Tree, length: int) -> Tree:
         """The part of leaves [S * length, ...] that the last rank holds: taken where it lies, nothing moves."""
-        mesh = rank_mesh(self.mesh, pipe_size(self.mesh) - 1)
-        mine = set(mesh.devices.flat)
+        mine = set(self._last.devices.flat)
 
         def one(leaf: jax.Array) -> jax.Array:
             if isinstance(leaf, Tracer):
                 return leaf[-length:]
             assert isinstance(leaf.sharding, NamedSharding)
-            sharding = NamedSharding(mesh, P(None, *leaf.sharding.spec[1:]))
+            sharding = NamedSharding(self._last, P(None, *leaf.sharding.spec[1:]))
             parts = [shard.data for shard in leaf.addressable_shards if shard.device in mine]
             shape = (length, *leaf.shape[1:])
             return jax.make_array_from_single_device_arrays(shape, sharding, parts, dtype=leaf.dtype)

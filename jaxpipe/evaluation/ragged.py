@@ -6,7 +6,7 @@ repeat one and do not count.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.errors import DataError
 from jaxpipe.executor.options import Found, Options
 from jaxpipe.executor.tally import loss_of
+from jaxpipe.mesh import DATA
 from jaxpipe.model.shapes import describe
+from jaxpipe.processes.group import settled
 from jaxpipe.types import AnyArray, Batch, Tree
 
 
@@ -90,10 +93,40 @@ class _Place:
 
 def join(pieces: Sequence[Piece], found: Sequence[Found], options: Options) -> Found:
     """The results of a whole from those of its pieces."""
-    places = tuple(_Place(p.micro_batch, jax.tree.leaves(p.inputs)[0].shape[0], p.row, p.rows) for p in pieces)
+    places = _places(pieces)
     loss, metrics = _join_sums([(f.loss, f.metrics) for f in found], places, options)
     outputs, rows = _join_kept([(f.outputs, f.rows) for f in found], places)
     return Found(loss, metrics, outputs, rows)
+
+
+def join_on(last: Mesh, holds: bool, pieces: Sequence[Piece], found: Sequence[Found], options: Options) -> Found:
+    """`join` with several processes, each of which computes only with arrays that it holds a part of.
+
+    Args:
+      last: the devices of the last rank, where the outputs are.
+      holds: whether some of them are of this process.
+    """
+    places = _places(pieces)
+    loss, metrics = None, None
+    if found[0].metrics is not None:
+        loss, metrics = _join_sums([(f.loss, f.metrics) for f in found], places, options)
+    _, rows = _join_kept([(None, f.rows) for f in found], places)
+    settled(rows)
+    # Said here, not left to the compiler, because the others have to know without it where the outputs are.
+    ranks = last.shape.get(DATA, 1)
+    cut_rows = DATA in last.axis_names and _most(places) % ranks == 0
+    where = NamedSharding(last, PartitionSpec(None, DATA) if cut_rows else PartitionSpec())
+    fill = _fill_on(where, places)
+    outputs = [f.outputs for f in found]
+    if holds:
+        return Found(loss, metrics, settled(fill(outputs)), rows)
+    shapes = jax.eval_shape(fill, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), outputs))
+    absent = jax.tree.map(lambda a: jax.make_array_from_single_device_arrays(a.shape, where, [], dtype=a.dtype), shapes)
+    return Found(loss, metrics, absent, rows)
+
+
+def _places(pieces: Sequence[Piece]) -> tuple[_Place, ...]:
+    return tuple(_Place(p.micro_batch, jax.tree.leaves(p.inputs)[0].shape[0], p.row, p.rows) for p in pieces)
 
 
 def flat(leaf: jax.Array) -> jax.Array:
@@ -124,15 +157,6 @@ def _join_sums(found: Sequence[Any], places: tuple[_Place, ...], options: Option
 def _join_kept(
     found: Sequence[tuple[Tree, dict[str, jax.Array]]], places: tuple[_Place, ...]
 ) -> tuple[Tree, dict[str, jax.Array]]:
-    most = max(place.row + place.rows for place in places)
-
-    def fill(*leaves: jax.Array) -> jax.Array:
-        whole = jnp.zeros((_num_micro_batches(places), most, *leaves[0].shape[2:]), leaves[0].dtype)
-        for place, leaf in zip(places, leaves, strict=True):
-            part = leaf[:, : place.rows]
-            whole = whole.at[place.first : place.first + place.count, place.row : place.row + place.rows].set(part)
-        return whole
-
     def in_order(*leaves: jax.Array) -> jax.Array:
         parts = [
             leaf[m - place.first, : place.rows]
@@ -143,7 +167,31 @@ def _join_kept(
         return jnp.concatenate(parts)
 
     outputs, rows = zip(*found, strict=True)
-    return jax.tree.map(fill, *outputs), jax.tree.map(in_order, *rows)
+    return _filled(outputs, places), jax.tree.map(in_order, *rows)
+
+
+@functools.lru_cache(maxsize=64)
+def _fill_on(sharding: NamedSharding, places: tuple[_Place, ...]) -> Callable[[Sequence[Tree]], Tree]:
+    """`_filled`, compiled; all results have the given sharding."""
+    return jax.jit(lambda outputs: _filled(outputs, places), out_shardings=sharding)
+
+
+def _filled(outputs: Sequence[Tree], places: tuple[_Place, ...]) -> Tree:
+    """The outputs of all pieces in arrays [M, B, ...], with zeros where there is no row."""
+
+    def one(*leaves: jax.Array) -> jax.Array:
+        whole = jnp.zeros((_num_micro_batches(places), _most(places), *leaves[0].shape[2:]), leaves[0].dtype)
+        for place, leaf in zip(places, leaves, strict=True):
+            part = leaf[:, : place.rows]
+            whole = whole.at[place.first : place.first + place.count, place.row : place.row + place.rows].set(part)
+        return whole
+
+    return jax.tree.map(one, *outputs)
+
+
+def _most(places: Sequence[_Place]) -> int:
+    """B of the whole: the rows of the largest micro-batch."""
+    return max(place.row + place.rows for place in places)
 
 
 def _num_micro_batches(places: Sequence[_Place]) -> int:

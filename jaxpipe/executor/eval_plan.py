@@ -7,28 +7,37 @@ import jax
 from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
+from jaxpipe.executor import beside
 from jaxpipe.executor.batch import micro_batch_avals
 from jaxpipe.executor.options import Options
 from jaxpipe.executor.plan import distinct
 from jaxpipe.executor.residence import Repeat
+from jaxpipe.executor.states import States
 from jaxpipe.executor.tail import split_tail
 from jaxpipe.executor.tally import Tally
 from jaxpipe.executor.unit import repeated
 from jaxpipe.executor.weights import Weights
 from jaxpipe.executor.wire import Codec
+from jaxpipe.layout.layout import Layout
+from jaxpipe.layout.stages import Part, Stage, make_stages
+from jaxpipe.layout.state_layout import state_layout
 from jaxpipe.lowering.program import Program
 from jaxpipe.model.abstract import with_axes
 from jaxpipe.model.capture import Captured, capture
-from jaxpipe.model.layout import Layout
-from jaxpipe.model.module import LayerShapes
+from jaxpipe.model.context import Aux
+from jaxpipe.model.reports import check_names, named_aux
 from jaxpipe.model.shapes import describe
-from jaxpipe.model.stages import Part, Stage, make_stages
+from jaxpipe.model.tracing import LayerShapes
+from jaxpipe.processes.group import Group
 from jaxpipe.types import Avals, Batch, Params, Tree
 
 
 @dataclass(frozen=True)
 class EvalStage:
-    """A stage in evaluation mode: `run(held, x) -> y`, captured. Nothing is kept."""
+    """A stage in evaluation mode: `run(held, beside, x) -> (y, beside)`, captured. Nothing is kept.
+
+    `beside` is what a rank carries; see `executor/beside.py`. No state comes back: an evaluation changes none.
+    """
 
     stage: Stage
     run: Captured
@@ -36,10 +45,18 @@ class EvalStage:
 
 @dataclass(frozen=True)
 class SharedTail:
-    """A tail that all ranks share: `run(held, x) -> y`, and the abstract values of x."""
+    """A tail that all ranks share: `run(held, beside, x) -> (y, beside)`, and the abstract values of x."""
 
     inputs: Avals
     run: Captured
+
+
+def rows_everywhere(mesh: Mesh, options: Options) -> bool:
+    """Whether metrics with a value per row come to all devices, as loss and other metrics do.
+
+    With one process they stay on the last rank, where it can read them.
+    """
+    return options.broadcast and Group.of(mesh).several
 
 
 class EvalPlan:
@@ -53,11 +70,14 @@ class EvalPlan:
       options: what is wanted.
 
     Attributes:
-      outputs: abstract values of what the last layer returns for one micro-batch on one data rank.
+      outputs: abstract values of what the loss and the user get for one micro-batch on one data rank.
       tally: adds up loss and metrics.
+      states: the state of the layers, which is read only.
+      beside: abstract values of what each layer gives beside its output; empty if nobody wants to know.
       programs: the distinct stages; `program_ids[stage]` is the number of the one that a stage runs.
       tail: what all ranks share of the last stage, or None if the last rank runs it all.
       codec: how outputs travel.
+      rows_everywhere: whether values per row come to all devices; see `rows_everywhere`.
 
     Raises:
       LayerError, LossError, DataError: the model does not fit itself, the batch, or what is wanted.
@@ -68,8 +88,11 @@ class EvalPlan:
         self.layout, self.mesh, self.program, self.options = layout, mesh, program, options
         inputs, labels = (micro_batch_avals(tree, mesh) for tree in batch)
         self.num_micro_batches = jax.tree.leaves(batch[0])[0].shape[0]
-        shapes = module.shapes(inputs, layout.layer_params, train=False, key=None, mesh=mesh)
-        self.outputs: Avals = shapes[-1].outputs
+        states = None if layout.states is None else layout.states.layer_params
+        shapes = module.shapes(
+            inputs, layout.layer_params, states, train=False, key=None, mesh=mesh, precision=layout.precision
+        )
+        self.outputs: Avals = layout.precision.outputs(shapes[-1].outputs)
         rows = jax.tree.leaves(inputs)[0].shape[0]
         if options.loss:
             module.loss_shapes(self.outputs, labels, mesh)  # its errors say more than those of the tally
@@ -87,6 +110,10 @@ class EvalPlan:
             num_micro_batches=self.num_micro_batches,
             mesh=mesh,
         )
+        # Evaluations look at what layers give where metrics are asked for, and only then.
+        self.beside = [layer.aux for layer in shapes] if options.metrics else []
+        if options.metrics:
+            check_names(named_aux(module.label, shapes), self.tally.rules)
         self.stages = make_stages(layout, shapes)
         body, tail = split_tail(self.stages[-1])
         shared = self._shares(shapes, len(tail))
@@ -94,7 +121,11 @@ class EvalPlan:
         if shared:
             self.stages[-1] = replace(self.stages[-1], parts=body, outputs=inner)
         self.codec = Codec([stage.inputs for stage in self.stages[1:]])
-        self.weights = Weights(layout, mesh)
+        # All ranks run a shared tail, so they all need its weights; in every other program one rank has them.
+        needed = {part.address for part in tail if part.address is not None} if shared else ()
+        self.weights = Weights(layout, mesh, everywhere=needed)
+        self.states = States(state_layout(layout, shapes), mesh, self.stages)
+        self.rows_everywhere = rows_everywhere(mesh, options)
 
         self.programs: list[EvalStage] = []
         self.program_ids: list[int] = []
@@ -110,18 +141,28 @@ class EvalPlan:
         with_axes(mesh, captured)()
 
     def _capture(self, parts: Sequence[Part], inputs: Avals) -> Captured:
-        def run(held: Params, x: Tree) -> Tree:
+        def run(held: Params, carried: Aux, x: Tree) -> tuple[Tree, Aux]:
+            sums = carried._replace(state={})
             for part in parts:
                 one = replace(part, count=1)
 
-                def step(x: Tree, repeat: Repeat, one: Part = one) -> Tree:
+                def step(carry: tuple[Tree, Aux], repeat: Repeat, one: Part = one) -> tuple[Tree, Aux]:
+                    x, sums = carry
                     [params] = self.weights.take(held, [one], repeat)
-                    return one.apply(params, x, None)
+                    [context] = beside.contexts([one], carried, None, None, repeat)
+                    y, found = one.apply(params, x, context)
+                    return y, beside.record(sums, [one], repeat, [found._replace(state={})])
 
-                x = repeated(step, x, part.count)
-            return x
+                x, sums = repeated(step, (x, sums), part.count)
+            return x, sums
 
-        return capture(run, self.weights.avals(), inputs)
+        return capture(
+            run, self.weights.avals(), jax.eval_shape(self.start)._replace(state=self.states.avals()), inputs
+        )
+
+    def start(self) -> Aux:
+        """What a rank carries beside before its first tick, but for the state of layers, which it does not carry."""
+        return beside.start(self.beside, {})
 
     def _shares(self, shapes: list[LayerShapes], tail: int) -> bool:
         """Whether all ranks share the work of the last `tail` layers and the loss."""
@@ -137,7 +178,7 @@ class EvalPlan:
         It does not where the cut has already given the last stage fewer layers to make room for them. A tenth, because the
         transfers that come with it are not counted.
         """
-        flops = self.layout.module.flops(shapes)
+        flops = self.layout.module.costs.forward(shapes)
         cuts = list(zip(self.layout.boundaries[:-1], self.layout.boundaries[1:], strict=True))
         shared = sum(flops[-tail:])
         alone = [sum(flops[start:stop]) for start, stop in cuts]

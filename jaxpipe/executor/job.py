@@ -45,7 +45,7 @@ def on_every_device(
     mesh = weights.mesh
 
     def one_device(params: Params, rank: jax.Array, data_rank: jax.Array, *more: Tree) -> Tree:
-        return work(Device(rank[0], data_rank[0]), weights.enter(params), *more)
+        return work(Device(rank[0], data_rank[0]), weights.enter(params, rank[0]), *more)
 
     ranks = jnp.arange(pipe_size(mesh), dtype=jnp.int32), jnp.arange(data_size(mesh), dtype=jnp.int32)
     return jax.shard_map(

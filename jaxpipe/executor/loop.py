@@ -5,47 +5,30 @@ branch, because all ranks of an axis must take part in one. Each goes one way on
 phase: several cycles in one permute are miscompiled on GPU, and an edge without data would make ranks wait for each other
 without need.
 
-A branch is a `while_loop` of no or one iteration, not a case of a `switch`. XLA copies whatever passes through a
-conditional, in idle ticks too, and that would be all gradients and all saved values; the carry of a loop is updated in
-place. The loops of a tick read and write the same buffers, and only a data dependency tells XLA that one has read a buffer
-before the next one writes it (without it, it copies the buffer): so each loop's trip count waits for the count of the one
-before, its *turn*. With both, the compiled step holds no copy of a gradient or of saved values. Lastly, what a branch reads
-passes a barrier together with its count: XLA would otherwise see that the work is the same in every iteration, and hoist it
-out of the loop, into every tick of every rank.
+XLA starts a permute as late as one loop in front of its end hides it. So the branches of one kind of op share a loop
+(`executor/branch.py`), and what is not read by the first ops of the next tick arrives behind them
+(`lowering/overlap.py`); if the next tick is in the next iteration, its permute is there, too. What is sent stays where it
+was put until the next message of its kind, so that a tick neither makes nor fills a buffer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpipe.executor.store import blank
+from jaxpipe.executor import scopes
+from jaxpipe.executor.branch import Branch, Carry, State, Step
+from jaxpipe.executor.mail import Inbox, Mail
+from jaxpipe.executor.whole_dims import with_whole_dims
 from jaxpipe.executor.wire import Wire
+from jaxpipe.lowering.overlap import phase_kinds, place_of_arrival
 from jaxpipe.lowering.period import Loop
-from jaxpipe.lowering.program import Cell, Program
-from jaxpipe.lowering.rows import Columns, Now
+from jaxpipe.lowering.program import Cell
+from jaxpipe.lowering.rows import Columns
 from jaxpipe.mesh import PIPE
-
-# What the branches read and change: a dataclass that is a pytree.
-Carry = TypeVar("Carry", bound=Any)
-Changed = TypeVar("Changed")
-# What has arrived and what is sent, by kind of value: `Y` or `DX`.
-Inbox = dict[str, Wire]
-
-
-class Branch(NamedTuple, Generic[Carry]):
-    """What a rank may do in a tick.
-
-    Attributes:
-      run: `run(carry, inbox, now) -> (carry, what is sent)`.
-      changes: the fields of the carry that it changes. Only these go through the branch's loop.
-    """
-
-    run: Callable[[Carry, Inbox, Now], tuple[Carry, Inbox]]
-    changes: tuple[str, ...]
 
 
 class Pause(NamedTuple, Generic[Carry]):
@@ -58,52 +41,6 @@ class Pause(NamedTuple, Generic[Carry]):
     first: int
     every: int
     run: Callable[[jax.Array, Carry], Carry]
-
-
-@dataclass(frozen=True)
-class Mail:
-    """What travels in a program: how arrivals are kept, and how they are read.
-
-    Attributes:
-      wires: per kind of value, the shapes of a message.
-      poison: fill what nothing was written to with NaN instead of zeros.
-    """
-
-    program: Program
-    wires: Mapping[str, Sequence[jax.ShapeDtypeStruct]]
-    poison: bool = False
-
-    def is_direct(self, value: str) -> bool:
-        """With one slot and no permute between arrival and use, what arrives is used as it is, without a copy."""
-        return self.program.inboxes[value] == 1 and value in self.program.direct
-
-    def empty_inbox(self) -> Inbox:
-        """The arrival slots before the first tick."""
-        return {
-            value: self._blank(value, () if self.is_direct(value) else (size,))
-            for value, size in self.program.inboxes.items()
-        }
-
-    def blank(self, value: str) -> Wire:
-        """A message that nothing was written to."""
-        return self._blank(value, ())
-
-    def _blank(self, value: str, lead: tuple[int, ...]) -> Wire:
-        return [blank((*lead, *spec.shape), spec.dtype, self.poison) for spec in self.wires[value]]
-
-    def put(self, inbox: Inbox, value: str, slot: jax.Array, wire: Wire) -> Inbox:
-        """Stores an arrival; slot -1 leaves everything as it is. (`where` on the row, so that XLA updates in place.)"""
-        if self.is_direct(value):
-            return {**inbox, value: wire}
-        at = jnp.maximum(slot, 0)
-        old = zip(inbox[value], wire, strict=True)
-        return {**inbox, value: [kept.at[at].set(jnp.where(slot >= 0, new, kept[at])) for kept, new in old]}
-
-    def read(self, inbox: Inbox, value: str, now: Now) -> Wire:
-        """The message of that kind which the present op reads."""
-        if self.is_direct(value):
-            return inbox[value]
-        return [leaf[now.read] for leaf in inbox[value]]
 
 
 def run(
@@ -126,55 +63,53 @@ def run(
     """
     program = mail.program
     columns = Columns.of(program)
-    state = carry, mail.empty_inbox()
+    sent = dict.fromkeys(channel.value for channel in program.channels)
+    state: State = carry, mail.empty_inbox(), {value: mail.blank(value) for value in sent}
     for loop in program.loops:
         phases = [_Phase(mail, columns, loop, number, branch_of, program_ids) for number in range(loop.period)]
         # One row after the other: [iterations, phases, ranks, columns], flat, so that a tick reads one contiguous piece.
         table = jnp.asarray(np.stack([phase.table for phase in phases], axis=1).reshape(-1))
 
-        def body(iteration: jax.Array, state: Any, phases: Any = phases, table: jax.Array = table) -> Any:
-            carry, inbox = state
+        def body(iteration: jax.Array, both: Any, phases: Any = phases, table: jax.Array = table) -> Any:
+            state, slots = both
             turn = jnp.int32(0)
             for number, phase in enumerate(phases):
+                # What the phase before has sent late is permuted beside the ops of this one; what the last one has sent, by
+                # the next iteration.
+                under_way = phases[number - 1].send_late(state[2], slots)
                 start = ((iteration * len(phases) + number) * program.num_ranks + rank) * len(columns)
                 row = jax.lax.dynamic_slice_in_dim(table, start, len(columns))
-                carry, inbox, turn = phase.run(carry, inbox, row, turn)
-            return carry, inbox
+                state, turn = phase.run(state, row, turn, under_way)
+                slots = phase.late_slots(row)
+            return state, slots
 
+        start = state, phases[-1].late_slots(jnp.full(len(columns), -1, jnp.int32))
         # Not a scan: an array of iteration numbers would be the one buffer that grows with the number of micro-batches.
         if pause is None:
-            state = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, state)
+            state, _ = jax.lax.fori_loop(jnp.int32(0), jnp.int32(loop.num_iterations), body, start)
         else:
             assert loop.period == 1 and len(program.loops) == 1
-            state = _run_with_pauses(body, loop.num_iterations, pause, state)
+            state, _ = _run_with_pauses(body, loop.num_iterations, pause, start)
     return state[0]
 
 
-def _run_with_pauses(body: Any, num_ticks: int, pause: Pause[Carry], state: tuple[Carry, Inbox]) -> tuple[Carry, Inbox]:
-    def one_round(turn: jax.Array, state: tuple[Carry, Inbox]) -> tuple[Carry, Inbox]:
+def _run_with_pauses(body: Any, num_ticks: int, pause: Pause[Carry], start: Any) -> Any:
+    def one_round(turn: jax.Array, both: Any) -> Any:
         stop = pause.first + (turn + 1) * pause.every
-        start = jnp.where(turn == 0, 0, stop - pause.every)  # the first round has the first ticks as well
-        carry, inbox = jax.lax.fori_loop(start, jnp.minimum(stop, num_ticks), body, state)
-        return pause.run(turn, carry), inbox
+        first = jnp.where(turn == 0, 0, stop - pause.every)  # the first round has the first ticks as well
+        (carry, *messages), slots = jax.lax.fori_loop(first, jnp.minimum(stop, num_ticks), body, both)
+        return (with_whole_dims(pause.run)(turn, carry), *messages), slots
 
     rounds = -((pause.first - num_ticks) // pause.every)
-    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(rounds), one_round, state)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(rounds), one_round, start)
 
 
-def run_if(wanted: jax.Array, function: Callable[..., Changed], changed: Changed, *operands: Any) -> Changed:
-    """`function(changed, *operands)` if `wanted`, else `changed`; a loop of no or one iteration, like every branch here."""
-
-    def once(state: Any) -> Any:
-        ran, changed = state
-        ran, here = jax.lax.optimization_barrier((ran, operands))
-        return ran + 1, function(changed, *here)
-
-    times = wanted.astype(jnp.int32)
-    return jax.lax.while_loop(lambda state: state[0] < times, once, (jnp.int32(0), changed))[1]
+def _named(branch: Branch[Carry], scope: str) -> Branch[Carry]:
+    return branch._replace(run=jax.named_scope(scope)(with_whole_dims(branch.run)))
 
 
 class _Phase:
-    """One of the ticks in the body of a loop: its table [iterations, ranks, columns], its branches, its permutes."""
+    """One of the ticks in the body of a loop: its table [iterations, ranks, columns], its steps, its permutes."""
 
     def __init__(
         self,
@@ -187,10 +122,27 @@ class _Phase:
     ):
         program = mail.program
         self.mail, self.columns = mail, columns
-        every = enumerate(program.channels)
-        self.permutes = [(n, c.value, edges) for n, c in every if (edges := program.phase_edges(loop, number, n))]
-        used = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
-        self.branches = [branch_of(kind, program_id) for kind, program_id in used]
+        self._on_time: list[_Permute] = []
+        self._late: list[_Permute] = []
+        for channel, carrier in enumerate(program.channels):
+            if edges := program.phase_edges(loop, number, channel):
+                place = place_of_arrival(program, loop, number, channel)
+                permute = _Permute(channel, carrier.value, edges, place or 0)
+                (self._on_time if place is None else self._late).append(permute)
+        kinds = phase_kinds(program, loop, number)
+        names = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
+        branches = {name: _named(branch_of(*name), scopes.of_op(*name)) for name in names}
+        one_kind = len(kinds) == 1 and not self._late
+
+        def step_of(name: tuple[str, int]) -> tuple[int, bool]:
+            # If no other kind of op runs beside a permute, those branches do that send nothing: that of the last rank.
+            return kinds.index(name[0]), one_kind and not branches[name].sends
+
+        used = sorted(names, key=lambda name: (step_of(name), name))
+        self.steps = [
+            Step(columns, {1 + used.index(name): branches[name] for name in group})
+            for _, group in itertools.groupby(used, step_of)
+        ]
 
         def row(cell: Cell) -> list[int]:
             branch = 0 if cell.stage < 0 else 1 + used.index((cell.kind, program_ids[cell.stage]))
@@ -201,27 +153,59 @@ class _Phase:
         for iteration, tick in enumerate(loop.phase_ticks(number)):
             self.table[iteration] = [row(cell) for cell in program.cells[tick]]
 
-    def run(self, carry: Any, inbox: Inbox, row: jax.Array, turn: jax.Array) -> tuple[Any, Inbox, jax.Array]:
-        """Runs the branch of this row, if it has one, then all permutes of the phase."""
-        decoded = self.columns.decode(row)
-        sent = {value: self.mail.blank(value) for value in dict.fromkeys(value for _, value, _ in self.permutes)}
-        for number, branch in enumerate(self.branches, start=1):
+    def run(
+        self, state: State, row: jax.Array, turn: jax.Array, under_way: Sequence["_Arrival"]
+    ) -> tuple[State, jax.Array]:
+        """Runs the branch of this row, if it has one, then the permutes of the phase that are not late.
 
-            def once(state: Any, branch: Branch[Any] = branch, carry: Any = carry) -> Any:
-                ran, changed, outbox = state
-                ran, arrived, here = jax.lax.optimization_barrier((ran, inbox, row))
-                after, sent = branch.run(replace(carry, **changed), arrived, self.columns.decode(here).now)
-                outbox = {value: sent.get(value, wire) for value, wire in outbox.items()}
-                return ran + 1, {name: getattr(after, name) for name in changed}, outbox
+        Args:
+          under_way: what the phase before has sent late.
+        """
+        if self.mail.poison:
+            carry, inbox, outbox = state
+            state = carry, inbox, {value: self.mail.blank(value) for value in outbox}
+        for place, step in enumerate(self.steps):
+            state, turn = step.run(self._received(state, under_way, place), row, turn)
+        carry, inbox, outbox = self._received(state, under_way, len(self.steps))
+        arrive = self.columns.decode(row).arrive
+        for permute in self._on_time:
+            inbox = self.mail.put(inbox, permute.value, arrive[permute.channel], permute.moved(outbox))
+        return (carry, inbox, outbox), turn
 
-            # `turn` is 0 or 1, which XLA cannot know: the condition only ties this loop to the one before.
-            times = jnp.where(turn <= 1, (decoded.branch == number).astype(jnp.int32), 0)
-            changed = {name: getattr(carry, name) for name in branch.changes}
-            turn, changed, sent = jax.lax.while_loop(
-                lambda state, times=times: state[0] < times, once, (jnp.int32(0), changed, sent)
-            )
-            carry = replace(carry, **changed)
-        for channel, value, edges in self.permutes:
-            moved = [jax.lax.ppermute(leaf, PIPE, edges) for leaf in sent[value]]
-            inbox = self.mail.put(inbox, value, decoded.arrive[channel], moved)
-        return carry, inbox, turn
+    def late_slots(self, row: jax.Array) -> list[jax.Array]:
+        """The arrival slots of what this phase sends late, from its row."""
+        return [self.columns.decode(row).arrive[permute.channel] for permute in self._late]
+
+    def send_late(self, outbox: Inbox, slots: Sequence[jax.Array]) -> list["_Arrival"]:
+        """Permutes what this phase has sent late."""
+        both = zip(self._late, slots, strict=True)
+        return [_Arrival(permute.place, permute.value, slot, permute.moved(outbox)) for permute, slot in both]
+
+    def _received(self, state: State, under_way: Sequence["_Arrival"], place: int) -> State:
+        """The state with what arrives in this place."""
+        carry, inbox, outbox = state
+        for arrival in under_way:
+            if arrival.place == place:
+                inbox = self.mail.put(inbox, arrival.value, arrival.slot, arrival.wire)
+        return carry, inbox, outbox
+
+
+class _Permute(NamedTuple):
+    """A permute of a phase; `place`: that of its arrival in the next phase, if it is late (see `lowering/overlap.py`)."""
+
+    channel: int
+    value: str
+    edges: Sequence[tuple[int, int]]
+    place: int
+
+    def moved(self, outbox: Inbox) -> Wire:
+        return [jax.lax.ppermute(leaf, PIPE, self.edges) for leaf in outbox[self.value]]
+
+
+class _Arrival(NamedTuple):
+    """What is under way: where in the phase it arrives, and in which slot."""
+
+    place: int
+    value: str
+    slot: jax.Array
+    wire: Wire

@@ -85,13 +85,14 @@ class Found:
 
     Attributes:
       loss: a scalar, or [M]; with `raw` the pair (total, weight), [M] each. None if no loss is wanted.
-      metrics: results by name; with `raw` what they were joined to.
+      metrics: results by name; with `raw` what they were joined to. Without `broadcast` loss and metrics are None in a
+        process that holds no device of the last rank.
       outputs: leaves [M, B, ...], or None.
       rows: per metric that keeps a value per row, [M, B, ...] from a program and [all rows, ...] for the user.
     """
 
     loss: Any
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] | None
     outputs: Tree
     rows: dict[str, jax.Array]
 
@@ -99,5 +100,6 @@ class Found:
         """What a call returns: `loss`, `(loss, outputs)` or `outputs`, and behind it the metrics if they were asked for."""
         parts = [self.loss] if options.loss else []
         parts += [self.outputs] if options.outputs else []
-        parts += [{**self.metrics, **self.rows}] if options.metrics else []
+        if options.metrics:
+            parts.append(None if self.metrics is None else {**self.metrics, **self.rows})
         return parts[0] if len(parts) == 1 else tuple(parts)

@@ -12,33 +12,50 @@ from typing import TypeVar
 import jax
 from jax.sharding import Mesh
 
+from jaxpipe.executor import seeds
 from jaxpipe.executor.batch import micro_batch_avals
+from jaxpipe.executor.flow import needed
+from jaxpipe.executor.order import check_order
 from jaxpipe.executor.remat import Remat, RematOption, mode
 from jaxpipe.executor.stage_program import StageProgram
+from jaxpipe.executor.states import States
 from jaxpipe.executor.store import Store
-from jaxpipe.executor.unit import split_inexact
 from jaxpipe.executor.weights import Weights
 from jaxpipe.executor.wire import Codec
+from jaxpipe.layout.layout import Layout
+from jaxpipe.layout.stages import Stage, make_stages
+from jaxpipe.layout.state_layout import state_layout
 from jaxpipe.lowering.channels import DX, Y
-from jaxpipe.lowering.program import SAVED, Program
+from jaxpipe.lowering.program import Program
+from jaxpipe.mesh import on_tpu
 from jaxpipe.model.abstract import with_axes
-from jaxpipe.model.layout import Layout
+from jaxpipe.model.context import Aux
+from jaxpipe.model.dependence import behind_weights
+from jaxpipe.model.reports import check_names, named_aux, training_metrics
 from jaxpipe.model.shapes import aval, describe
-from jaxpipe.model.stages import Stage, make_stages
+from jaxpipe.model.values import split_inexact
 from jaxpipe.types import Avals, Batch, Key
 
 Made = TypeVar("Made")
+Wanted = TypeVar("Wanted")
 
 
-def distinct(stages: Sequence[Stage], make: Callable[[Stage], Made]) -> tuple[list[Made], list[int]]:
-    """One thing per distinct stage, and per stage the number of its own."""
+def distinct(
+    stages: Sequence[Wanted], make: Callable[[Wanted], Made], key: Callable[[Wanted], object] = Stage.program_key
+) -> tuple[list[Made], list[int]]:
+    """One thing per distinct stage, and per stage the number of its own.
+
+    Args:
+      key: equal for stages that are not distinct.
+    """
     numbers: dict[object, int] = {}
     made: list[Made] = []
-    for stage in stages:
-        if stage.program_key() not in numbers:
-            numbers[stage.program_key()] = len(made)
+    keys = [key(stage) for stage in stages]
+    for stage, own in zip(stages, keys, strict=True):
+        if own not in numbers:
+            numbers[own] = len(made)
             made.append(make(stage))
-    return made, [numbers[stage.program_key()] for stage in stages]
+    return made, [numbers[own] for own in keys]
 
 
 class TrainPlan:
@@ -54,13 +71,18 @@ class TrainPlan:
 
     Attributes:
       terms: abstract values of the loss of one micro-batch.
-      outputs, labels: abstract values of one micro-batch on one data rank.
+      outputs, labels: abstract values of one micro-batch on one data rank, as the loss gets them.
+      beside: abstract values of what each layer gives beside its output.
+      metrics: those of the metrics of `loss_fn`, by name.
+      extra: that of the seed of extra losses, or None if no layer has any.
       programs: the distinct stage programs; `program_ids[stage]` is the number of the one that a stage runs.
       store: the buffers of what forwards keep.
+      states: the state of the layers.
       codecs: per kind of value, how it travels.
 
     Raises:
       LayerError, LossError, DataError: the model does not fit itself or the batch.
+      ScheduleError: the layers have state, and the schedule does not keep the order of the micro-batches.
     """
 
     def __init__(self, layout: Layout, mesh: Mesh, program: Program, remat: RematOption, batch: Batch, key: Key | None):
@@ -69,12 +91,20 @@ class TrainPlan:
         key_aval: Avals = None if key is None else aval(key)
         inputs, self.labels = (micro_batch_avals(tree, mesh) for tree in batch)
         self.num_micro_batches = jax.tree.leaves(batch[0])[0].shape[0]
-        shapes = module.shapes(inputs, layout.layer_params, key=key_aval, mesh=mesh)
-        self.stages = make_stages(layout, shapes)
-        self.outputs: Avals = shapes[-1].outputs
+        states = None if layout.states is None else layout.states.layer_params
+        shapes = module.shapes(inputs, layout.layer_params, states, key=key_aval, mesh=mesh, precision=layout.precision)
+        self.stages = make_stages(layout, shapes, behind_weights(shapes, module.owners, layout.frozen.of))
+        check_order(program, self.stages)
+        self.states = States(state_layout(layout, shapes), mesh, self.stages)
+        self.outputs: Avals = layout.precision.outputs(shapes[-1].outputs)
         self.terms = module.loss_shapes(self.outputs, self.labels, mesh)
-        cut = [stage.inputs for stage in self.stages[1:]]
-        self.codecs = {Y: Codec(cut), DX: Codec([split_inexact(tree)[0] for tree in cut])}
+        self.beside = [layer.aux for layer in shapes]
+        self.metrics = training_metrics(module.loss_fn, self.outputs, self.labels, mesh)
+        check_names(named_aux(module.label, shapes), self.metrics)
+        self.extra = seeds.aval_of(self.beside)
+        behind = self.stages[1:]
+        gradients = [needed(split_inexact(stage.inputs)[0], stage.takes) for stage in behind]
+        self.codecs = {Y: Codec([stage.inputs for stage in behind]), DX: Codec(gradients)}
         self.weights, self.store = Weights(layout, mesh), Store()
         self.programs: list[StageProgram] = []
         self.program_ids: list[int] = []
@@ -84,22 +114,31 @@ class TrainPlan:
         loss_fn = self.layout.module.loss_fn
 
         def captured(stage: Stage) -> StageProgram:
-            return StageProgram(stage, self.weights, self.store, remat, loss_fn, self.labels, key)
+            carried = Aux(self.states.avals())
+            return StageProgram(stage, self.weights, self.store, remat, loss_fn, self.labels, key, carried, self.extra)
 
         self.programs, self.program_ids = distinct(self.stages, captured)
+        slots = [0] * len(self.programs)
+        for stage, number in enumerate(self.program_ids):
+            slots[number] = max(slots[number], self.program.saved_per_rank[stage])
+        self.store.settle(slots)
         return ()
 
     def bytes_per_rank(self) -> dict[str, int]:
         """What a device holds during a step, in bytes, by category; each the largest need of any rank.
 
         "weights" are those it computes with, "gradients" the sums that are added up, "saved" what forwards keep for
-        backwards, "messages" what has arrived and was not read yet.
+        backwards, "messages" what has arrived and was not read yet, and what was sent last. The last two are at most so
+        much where the mesh has further axes: the compiler may cut them, too. On a TPU there are also the "weights for
+        derivatives", at most so much: those that derivatives want in another layout than forwards do.
         """
-        held = jax.tree.leaves(self.weights.avals())
-        sums = jax.tree.leaves(jax.eval_shape(self.weights.blank_gradients, self.weights.avals()))
-        saved = self.store.avals(self.program.pools[SAVED])
-        messages = [size * _bytes(self.codecs[value].spec) for value, size in self.program.inboxes.items()]
-        return {"weights": _bytes(held), "gradients": _bytes(sums), "saved": _bytes(saved), "messages": sum(messages)}
+        held = self.weights.avals()
+        sums = jax.eval_shape(self.weights.blank_gradients, held)
+        saved = self.store.avals()
+        messages = [(size + 1) * _bytes(self.codecs[value].spec) for value, size in self.program.inboxes.items()]
+        weights, gradients = (self.weights.bytes_on_a_device(tree) for tree in (held, sums))
+        again = {"weights for derivatives": weights} if on_tpu(self.mesh) else {}
+        return {"weights": weights, **again, "gradients": gradients, "saved": _bytes(saved), "messages": sum(messages)}
 
     def __str__(self) -> str:
         lines = [f"{len(self.stages)} stages, {len(self.programs)} distinct programs"]

@@ -1,4 +1,4 @@
-"""Reductions outside of the loop: sums of losses, metrics and gradients, once per step.
+"""What devices tell each other outside of the loop: sums of losses, metrics and gradients, values per row.
 
 They are never inside a differentiated function: with unchecked varying axes the transpose of a psum multiplies gradients
 by the size of the axis.
@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxpipe.mesh import PIPE, pipe_size
+from jaxpipe.mesh import DATA, PIPE, pipe_size
+from jaxpipe.model.metrics import ADD, Joined
 from jaxpipe.model.shapes import aval
 from jaxpipe.model.values import raw, typed
 from jaxpipe.types import Tree
@@ -57,6 +58,40 @@ def joined(sums: Tree, apart: Tree, place: jax.Array, mesh: Mesh, *axes: str) ->
             leaves[i] = part.reshape(leaves[i].shape)
     sums, spread = jax.tree.unflatten(structure, leaves)
     return (*sums, spread)
+
+
+def metrics(
+    sums: Tree, found: dict[str, Joined], place: jax.Array, mesh: Mesh, *axes: str
+) -> tuple[Any, dict[str, Joined]]:
+    """Sums over mesh axes and metrics joined over them, in one all-reduce.
+
+    Args:
+      found: the metrics by name, none of which keeps a value per row.
+      place: as for `joined`.
+    """
+    added = {name: each.terms for name, each in found.items() if each.rule.join == ADD}
+    extremes = {name: each.terms for name, each in found.items() if each.rule.join != ADD}
+    sums, terms, apart = joined((sums, added), extremes, place, mesh, *axes)
+    for name, each in apart.items():
+        terms[name] = Joined(each, found[name].rule).over_first_dim().terms
+    return sums, {name: Joined(terms[name], each.rule) for name, each in found.items()}
+
+
+def from_last_rank(tree: Tree, mesh: Mesh) -> Tree:
+    """Gives every device the leaves [M, B, ...], of which a device of the last rank has its rows, [M, rows, ...].
+
+    They are gathered and not added to the zeros of the other ranks, so that they stay what they are, -0.0 too.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        wide = leaf.astype(jnp.int8) if leaf.dtype == bool else leaf
+        if over(mesh, PIPE):
+            wide = jax.lax.all_gather(wide, PIPE)[-1]
+        if over(mesh, DATA):
+            wide = jax.lax.all_gather(wide, DATA, axis=1, tiled=True)
+        return wide.astype(leaf.dtype)
+
+    return jax.tree.map(one, tree)
 
 
 def deal(tree: Tree, mesh: Mesh) -> Tree:

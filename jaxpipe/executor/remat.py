@@ -14,10 +14,12 @@ import jax
 
 from jaxpipe.checks import as_count, did_you_mean, show
 from jaxpipe.errors import ConfigError
-from jaxpipe.executor.unit import Keep, Recompute, Unit
-from jaxpipe.model.stages import Part
+from jaxpipe.executor.unit import Unit
+from jaxpipe.executor.unit_kinds import Keep, Recompute
+from jaxpipe.layout.stages import Part
+from jaxpipe.model.costs import Recomputing, recompute
 
-MODES = ("none", "layer", "stage")
+MODES = ("none", "dots", "layer", "stage")
 # What `Pipeline(remat=...)` takes: a mode, an interval of layers, or a policy of `jax.checkpoint`.
 RematOption: TypeAlias = str | int | Callable[..., Any]
 
@@ -61,9 +63,7 @@ class Interval:
             if whole:
                 found.append(Group((replace(part, count=self.length),), whole, Recompute))
             if rest:
-                done = whole * self.length
-                left = replace(part, count=rest, offset=part.offset + done, slot=part.slot + done)
-                found.append(Group((left,), 1, Recompute))
+                found.append(Group((part.behind(whole * self.length),), 1, Recompute))
         return found
 
 
@@ -80,9 +80,25 @@ def mode(remat: RematOption) -> Remat:
         return WholeStage()
     if isinstance(remat, int):
         return Interval(remat)
-    if isinstance(remat, str):
-        return EveryLayer({"layer": Recompute, "none": Keep}[remat])
-    return EveryLayer(functools.partial(Keep, policy=remat))
+    if remat == "layer":
+        return EveryLayer(Recompute)
+    return EveryLayer(Keep if remat == "none" else functools.partial(Keep, policy=_policy(remat)))
+
+
+def recomputing(remat: RematOption) -> Recomputing:
+    """What a mode does to the function of a layer, in terms of `jax.checkpoint`; to count what it costs."""
+    if remat == "none":
+        return lambda function: function
+    if isinstance(remat, int) or remat in ("layer", "stage"):
+        return recompute
+    return functools.partial(jax.checkpoint, policy=_policy(remat), prevent_cse=False)
+
+
+def _policy(remat: RematOption) -> Callable[..., Any]:
+    """The `jax.checkpoint` policy that a mode names, or is."""
+    # Products whose operands share no batch dim are those of activations and weights: most of the work of a layer, in
+    # arrays no larger than its activations. Those of attention grow with the square of the length, and are made again.
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else remat  # type: ignore[return-value]
 
 
 def check_remat(remat: Any) -> RematOption:
@@ -96,7 +112,7 @@ def check_remat(remat: Any) -> RematOption:
         return remat
     hint = did_you_mean(remat, MODES) if isinstance(remat, str) else ""
     raise ConfigError(
-        f"remat={show(remat)} must be 'none', 'layer', 'stage', a positive number of layers, or a policy from "
+        f"remat={show(remat)} must be 'none', 'dots', 'layer', 'stage', a positive number of layers, or a policy from "
         f"jax.checkpoint_policies.{hint}{f' {why}' if why else ''} Use 'none' to keep every intermediate value."
     )
 

@@ -1,19 +1,24 @@
 """A stage as the ops that a rank runs: forward (keeps values) and backward (reads them and adds to the gradients)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.executor import store
+from jaxpipe.executor import beside, flow, store
+from jaxpipe.executor.pullback import Twice
 from jaxpipe.executor.remat import Remat
 from jaxpipe.executor.residence import Repeat
+from jaxpipe.executor.seeds import Seeds
 from jaxpipe.executor.store import Buffers, Entry, Store
 from jaxpipe.executor.tail import Tail, split_tail
 from jaxpipe.executor.unit import Unit, repeated
 from jaxpipe.executor.weights import Weights
-from jaxpipe.model.stages import Part, Stage
+from jaxpipe.layout.stages import Part, Stage
+from jaxpipe.mesh import on_tpu
+from jaxpipe.model.context import Aux, Context
+from jaxpipe.model.values import split_inexact
 from jaxpipe.types import Avals, Key, Leaves, LossFn, Params, Tree
 
 
@@ -41,12 +46,14 @@ class Segment:
     Attributes:
       in_batch: its input is in the batch, so that the forward need not keep it.
       entries: the places of what it keeps.
+      has_backward: whether it has one: not if nothing in it and before it is trained. Then nothing is kept for it.
     """
 
     unit: Unit
     repeats: int
     in_batch: bool
     entries: tuple[Entry, ...]
+    has_backward: bool = True
 
     @property
     def num_saved_inputs(self) -> int:
@@ -56,6 +63,8 @@ class Segment:
     @property
     def kept(self) -> list[jax.ShapeDtypeStruct]:
         """Abstract values of what has an entry."""
+        if not self.has_backward:
+            return []
         return self.unit.saved[self.num_saved_inputs :] if self.in_batch else self.unit.saved
 
 
@@ -69,6 +78,8 @@ class StageProgram:
       remat: how it is cut into units.
       loss_fn, labels: of the tail; `labels` are abstract values of one micro-batch on one data rank.
       key: abstract value of the key of a micro-batch, or None.
+      carried: abstract values of what the rank carries beside.
+      extra: abstract value of the seed of the extra losses of the whole model, or None if it has none.
     """
 
     def __init__(
@@ -80,23 +91,28 @@ class StageProgram:
         loss_fn: LossFn | None,
         labels: Avals,
         key: Key | None,
+        carried: Aux,
+        extra: Avals = None,
     ):
-        self.stage, self.weights = stage, weights
+        self.stage, self.weights, self._carried = stage, weights, carried
         body, tail = split_tail(stage)
-        cursor = buffers.cursor()
+        self.kept = cursor = buffers.program()
         self.segments: list[Segment] = []
         x = stage.inputs
         for parts, repeats, make in remat.groups(body):
             unit = make(parts, *self._operand_avals(parts, key, x))
             in_batch = stage.is_first and not self.segments and repeats == 1
-            segment = Segment(unit, repeats, in_batch, ())
-            self.segments.append(Segment(unit, repeats, in_batch, tuple(cursor.take(segment.kept, repeats))))
+            segment = Segment(unit, repeats, in_batch, (), unit.has_backward)
+            in_order = unit.keeps_results and on_tpu(weights.mesh)  # elsewhere it would only be in the way of fusions
+            entries = tuple(cursor.take(segment.kept, repeats, in_order))
+            self.segments.append(replace(segment, entries=entries))
             x = unit.outputs
         self.tail: Tail | None = None
         self._tail_entries: tuple[Entry, ...] = ()
         if stage.is_last:
-            params, _, layer_keys = self._operand_avals(tail, key, x)
-            self.tail = Tail(tail, loss_fn, params, x, layer_keys, labels)
+            params, _, contexts = self._operand_avals(tail, key, x)
+            takes = tail[0].takes if tail else stage.gives
+            self.tail = Tail(tail, loss_fn, params, x, contexts, labels, weights.layout.precision, extra, takes)
             if not self._tail_input_is_known:
                 self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1))
 
@@ -105,56 +121,90 @@ class StageProgram:
         return self.stage.is_first and not self.segments
 
     def _operand_avals(self, parts: tuple[Part, ...], key: Key | None, x: Avals) -> tuple[Avals, Avals, Avals]:
-        """Abstract values of what a unit of these parts is called with: params, input and keys."""
+        """Abstract values of what a unit of these parts is called with: params, input and contexts."""
         params = jax.eval_shape(lambda held: self.weights.take(held, parts, 0), self.weights.avals())
         first = jax.ShapeDtypeStruct((), jnp.int32)
-        return params, x, jax.eval_shape(lambda k, i: _keys(parts, k, i, 0), key, first)
+        contexts = jax.eval_shape(lambda c, k, i: beside.contexts(parts, c, k, i, 0), self._carried, key, first)
+        return params, x, contexts
 
-    def forward(self, held: Params, x: Tree, micro_batch: MicroBatch, buffers: Buffers) -> tuple[Tree, Buffers]:
-        """Runs the stage up to the tail; returns its output, and the buffers with what the backward needs."""
+    def forward(
+        self, held: Params, x: Tree, micro_batch: MicroBatch, buffers: Buffers, carried: Aux
+    ) -> tuple[Tree, Buffers, Aux]:
+        """Runs the stage up to the tail.
+
+        Args:
+          carried: what the rank carries beside; see `executor/beside.py`.
+
+        Returns:
+          The output, the buffers with what the backward needs, and what is carried beside from here on.
+        """
         for segment in self.segments:
             drop = segment.num_saved_inputs if segment.in_batch else 0
 
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, drop: int = drop) -> Any:
-                x, buffers = carry
-                params, layer_keys = self._operands(segment.unit, held, micro_batch, repeat)
-                y, saved = segment.unit.forward(params, x, layer_keys)
-                return (y, store.write(buffers, micro_batch.slot, segment.entries, repeat, saved[drop:]))
+                x, buffers, carried = carry
+                parts = segment.unit.parts
+                params, contexts = self._operands(segment.unit, held, carried, micro_batch, repeat)
+                y, found, saved = segment.unit.forward(params, x, contexts)
+                if segment.has_backward:
+                    buffers = store.write(buffers, micro_batch.slot, segment.entries, repeat, saved[drop:])
+                return y, buffers, beside.record(carried, parts, repeat, found)
 
             touched = {entry.buffer: buffers[entry.buffer] for entry in segment.entries}
-            x, touched = repeated(step, (x, touched), segment.repeats)
+            x, touched, carried = repeated(step, (x, touched, carried), segment.repeats)
             buffers = {**buffers, **touched}
         if self._tail_entries:
             buffers = store.write(buffers, micro_batch.slot, self._tail_entries, 0, jax.tree.leaves(x))
-        return x, buffers
+        return x, buffers, carried
 
     def backward(
-        self, held: Params, dy: Leaves, micro_batch: MicroBatch, buffers: Buffers, grads: Params
+        self,
+        held: Twice,
+        dy: Leaves,
+        micro_batch: MicroBatch,
+        buffers: Buffers,
+        carried: Aux,
+        grads: Params,
+        extra: jax.Array | None = None,
     ) -> tuple[Leaves, Params]:
-        """From the gradient of the output (inexact leaves) to that of the input; adds those of the params to `grads`."""
+        """From the gradient of the output (see `flow`) to that of the input; adds those of the params to `grads`.
+
+        Args:
+          extra: the gradient of the objective by each extra loss; see `seeds`.
+        """
         for segment in reversed(self.segments):
             unit = segment.unit
+            if not segment.has_backward:
+                dy = [None for _ in split_inexact(unit.inputs)[0]]
+                continue
+            dy = flow.fitted(dy, unit.gives, split_inexact(unit.outputs)[0])
 
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, unit: Unit = unit) -> Any:
                 dy, grads = carry
                 repeat = segment.repeats - 1 - repeat
-                params, layer_keys = self._operands(unit, held, micro_batch, repeat)
+                params, contexts = self._operands(unit, held.params, carried, micro_batch, repeat)
+                again = self.weights.take(held.again, unit.parts, repeat)
                 saved = store.read(buffers, micro_batch.slot, segment.entries, repeat, segment.kept)
                 if segment.in_batch:
                     inputs = jax.tree.leaves(micro_batch.inputs)
                     known = [inputs[i] for i in unit.saved_inputs]
                 else:
                     known, saved = saved[: segment.num_saved_inputs], saved[segment.num_saved_inputs :]
-                dparams, dx = unit.backward(params, known, saved, layer_keys, dy)
+                dparams, dx = unit.backward(params, again, known, saved, contexts, dy, extra)
                 return (dx, self.weights.add(grads, unit.parts, repeat, unit.params, dparams))
 
             dy, grads = repeated(step, (dy, grads), segment.repeats)
-        return dy, grads
+        return flow.fitted(dy, self.stage.takes, split_inexact(self.stage.inputs)[0]), grads
 
     def loss_and_gradient(
-        self, held: Params, micro_batch: MicroBatch, buffers: Buffers, grads: Params, seed: jax.Array
-    ) -> tuple[jax.Array, Leaves, Params]:
-        """Runs the tail: (total of the loss, gradient of the tail's input, `grads` with those of its params added)."""
+        self, held: Params, micro_batch: MicroBatch, buffers: Buffers, carried: Aux, grads: Params, start: Seeds
+    ) -> tuple[jax.Array, Leaves, Params, Aux]:
+        """Runs the tail.
+
+        Returns:
+          The total of the loss, the gradient of the tail's input, `grads` with those of its params added, and what is
+          carried beside from here on.
+        """
         tail = self.tail
         assert tail is not None, "only the last stage has a tail"
         x = micro_batch.inputs
@@ -162,14 +212,14 @@ class StageProgram:
             leaves, structure = jax.tree.flatten(tail.inputs)
             x = jax.tree.unflatten(structure, store.read(buffers, micro_batch.slot, self._tail_entries, 0, leaves))
         params = self.weights.take(held, tail.parts, 0)
-        layer_keys = _keys(tail.parts, micro_batch.key, micro_batch.first_layer, 0)
-        total, dparams, dx = tail.loss_and_gradient(params, x, layer_keys, micro_batch.labels, seed)
-        return total, dx, self.weights.add(grads, tail.parts, 0, tail.params, dparams)
+        contexts = beside.contexts(tail.parts, carried, micro_batch.key, micro_batch.first_layer, 0)
+        made = tail.loss_and_gradient(params, x, contexts, micro_batch.labels, start)
+        total, metrics, found, dparams, dx = made
+        carried = beside.joined(beside.record(carried, tail.parts, 0, found), metrics)
+        return total, dx, self.weights.add(grads, tail.parts, 0, tail.params, dparams), carried
 
-    def _operands(self, unit: Unit, held: Params, micro_batch: MicroBatch, repeat: Repeat) -> tuple[Tree, Tree]:
-        layer_keys = _keys(unit.parts, micro_batch.key, micro_batch.first_layer, repeat)
-        return self.weights.take(held, unit.parts, repeat), layer_keys
-
-
-def _keys(parts: tuple[Part, ...], key: Key | None, first_layer: jax.Array, repeat: Repeat) -> list[Key | None]:
-    return [part.keys(key, first_layer + part.offset + repeat * part.count) for part in parts]
+    def _operands(
+        self, unit: Unit, held: Params, carried: Aux, micro_batch: MicroBatch, repeat: Repeat
+    ) -> tuple[Tree, list[Context]]:
+        contexts = beside.contexts(unit.parts, carried, micro_batch.key, micro_batch.first_layer, repeat)
+        return self.weights.take(held, unit.parts, repeat), contexts

@@ -6,18 +6,28 @@ last rank B follows F at once in 1F1B, so waiting for B costs nothing. An evalua
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from jaxpipe.executor.unit import run_parts, split_inexact
+from jaxpipe.executor import flow, seeds
+from jaxpipe.executor.seeds import Seeds
+from jaxpipe.executor.trained import split_trained
+from jaxpipe.executor.unit import run_parts
+from jaxpipe.layout.stages import Part, Stage
 from jaxpipe.model.capture import capture
+from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.loss import loss_terms
+from jaxpipe.model.metrics import Joined, joinable
+from jaxpipe.model.precision import NO_CASTS, Precision
 from jaxpipe.model.shapes import aval
-from jaxpipe.model.stages import Part, Stage
-from jaxpipe.types import Avals, Key, Leaves, LossFn, Params, Tree
+from jaxpipe.model.values import split_inexact
+from jaxpipe.types import Avals, Leaves, LossFn, Params, Tree
 
-# (total of the loss, gradients of the inexact leaves of the params, those of the inexact leaves of the input)
-LossAndGradient = tuple[jax.Array, Leaves, Leaves]
+# (total of the loss, the metrics of `loss_fn`, what each part gives beside, gradients of the trained leaves of the params,
+# those of the inexact leaves of the input)
+LossAndGradient = tuple[jax.Array, dict[str, Joined], list[Aux], Leaves, Leaves]
 
 
 def split_tail(stage: Stage) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -34,7 +44,10 @@ class Tail:
     Args:
       parts: its layers, which may be none.
       loss_fn: see `PipelineModule`.
-      params, inputs, layer_keys, labels: abstract values; params and keys per part.
+      params, inputs, contexts, labels: abstract values; params and contexts per part.
+      precision: in which the loss gets the outputs.
+      extra: abstract value of the seed of the extra losses of the whole model, or None if it has none.
+      takes: of which inexact leaves of the input gradients are needed; see `flow`.
     """
 
     def __init__(
@@ -43,35 +56,46 @@ class Tail:
         loss_fn: LossFn | None,
         params: Avals,
         inputs: Avals,
-        layer_keys: Sequence[Key | None],
+        contexts: Sequence[Context],
         labels: Avals,
+        precision: Precision = NO_CASTS,
+        extra: Avals = None,
+        takes: Sequence[bool] = (),
     ):
         self.parts, self.params, self.inputs = tuple(parts), params, inputs
 
-        def loss(params: Params, x: Tree, layer_keys: Tree, labels: Tree) -> jax.Array:
-            y = run_parts(self.parts, params, x, layer_keys)
-            return loss_terms(loss_fn, y, labels).total
+        def losses(params: Params, x: Tree, contexts: Tree, labels: Tree, start: Seeds) -> Any:
+            y, beside = run_parts(self.parts, params, x, contexts)
+            y = precision.outputs(y)
+            if start.extra is not None:
+                y = seeds.unless_zero(y, start.total)
+            terms = loss_terms(loss_fn, y, labels)
+            return (terms.total, seeds.losses_of(beside)), (joinable(terms.metrics, 1), beside)
 
-        def gradient(params: Params, x: Tree, layer_keys: Tree, labels: Tree, seed: jax.Array) -> LossAndGradient:
-            param_leaves, with_params = split_inexact(params)
+        def gradient(params: Params, x: Tree, contexts: Tree, labels: Tree, start: Seeds) -> LossAndGradient:
+            param_leaves, with_params = split_trained(self.parts, params)
             x_leaves, with_x = split_inexact(x)
 
-            def of_leaves(param_leaves: Leaves, x_leaves: Leaves) -> jax.Array:
-                return loss(with_params(param_leaves), with_x(x_leaves), layer_keys, labels)
+            def of_leaves(param_leaves: Leaves, needed: Leaves) -> Any:
+                x = with_x(flow.replaced(x_leaves, needed, takes))
+                return losses(with_params(param_leaves), x, contexts, labels, start)
 
-            total, pullback = jax.vjp(of_leaves, param_leaves, x_leaves)
-            return total, *pullback(seed)
+            some = flow.leaves(flow.needed(x_leaves, takes))
+            (total, others), pullback, (metrics, beside) = jax.vjp(of_leaves, param_leaves, some, has_aux=True)
+            dparams, dx = pullback((start.total, seeds.of_losses(start.extra, others)))
+            return total, metrics, beside, dparams, flow.spread(dx, takes)
 
-        total = aval(jax.eval_shape(loss, params, inputs, layer_keys, labels))
-        self._gradient = capture(gradient, params, inputs, layer_keys, labels, total)
+        def total(params: Params, x: Tree, contexts: Tree, labels: Tree) -> jax.Array:
+            return losses(params, x, contexts, labels, Seeds(jnp.zeros(())))[0][0]
 
-    def loss_and_gradient(
-        self, params: Params, x: Tree, layer_keys: Tree, labels: Tree, seed: jax.Array
-    ) -> LossAndGradient:
-        """The total of the loss of one micro-batch on one data rank, and its gradients.
+        start: Any = Seeds(aval(jax.eval_shape(total, params, inputs, contexts, labels)), extra)  # type: ignore[arg-type]
+        self._gradient = capture(gradient, params, inputs, contexts, labels, start)
+
+    def loss_and_gradient(self, params: Params, x: Tree, contexts: Tree, labels: Tree, start: Seeds) -> LossAndGradient:
+        """The losses of one micro-batch on one data rank, and the gradients.
 
         Args:
           x: the tail's input, of one micro-batch on one data rank.
-          seed: the gradient of the mean loss by this total, which the backward pass starts from.
+          start: what the backward pass starts from.
         """
-        return self._gradient(params, x, layer_keys, labels, seed)
+        return self._gradient(params, x, contexts, labels, start)

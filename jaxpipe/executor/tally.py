@@ -5,7 +5,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
@@ -14,8 +13,8 @@ from jaxpipe.executor.options import Options
 from jaxpipe.model.abstract import abstract
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.loss import call, loss_terms, over
-from jaxpipe.model.metrics import ADD, LARGER, ROWS, SMALLER, Joined, as_metrics
-from jaxpipe.types import AnyArray, Avals, LossFn, Tree
+from jaxpipe.model.metrics import ROWS, Joined, as_metrics
+from jaxpipe.types import Avals, LossFn, Tree
 
 # What is added up of a loss or of a metric.
 Terms: TypeAlias = tuple[jax.Array, ...]
@@ -28,11 +27,11 @@ class Sums:
 
     Attributes:
       loss: (total, weight), [M] each, or None if no loss is wanted.
-      metrics: the terms of each metric, by name.
+      metrics: each metric, by name.
     """
 
     loss: Terms | None
-    metrics: dict[str, Terms]
+    metrics: dict[str, Joined]
 
 
 class Tally:
@@ -98,12 +97,10 @@ class Tally:
         loss = None
         if self._loss is not None:
             loss = tuple(jnp.zeros((self.num_micro_batches,), a.dtype) for a in self._loss)
-        return Sums(loss, {name: self._blank(name, joined.terms) for name, joined in self._metrics.items()})
+        return Sums(loss, {name: self._blank(joined) for name, joined in self._metrics.items()})
 
-    def _blank(self, name: str, terms: Avals) -> Terms:
-        lead = (self.num_micro_batches,) if self.rules[name].join == ROWS else ()
-        join = self.rules[name].join
-        return tuple(jnp.full((*lead, *a.shape), _nothing(join, a.dtype), a.dtype) for a in terms)
+    def _blank(self, joined: Joined) -> Joined:
+        return joined.blank(self.num_micro_batches) if joined.rule.join == ROWS else joined.blank()
 
     def add(self, sums: Sums, micro_batch: jax.Array, outputs: Tree, labels: Tree, real: jax.Array | None) -> Sums:
         """The sums with one more micro-batch; if `real` is false, its rows on this data rank do not count."""
@@ -112,33 +109,25 @@ class Tally:
         if loss is not None and scored is not None:
             each = [_where(real, value, jnp.zeros_like(value)) for value in scored]
             loss = tuple(old.at[micro_batch].set(new) for old, new in zip(loss, each, strict=True))
-        joined = {
-            name: self._joined(name, sums.metrics[name], new.terms, micro_batch, real) for name, new in metrics.items()
-        }
+        joined = {name: self._joined(sums.metrics[name], new, micro_batch, real) for name, new in metrics.items()}
         return Sums(loss, joined)
 
-    def _joined(
-        self, name: str, old: Terms, new: tuple[AnyArray, ...], micro_batch: jax.Array, real: jax.Array | None
-    ) -> Terms:
-        join = self.rules[name].join
-        if join == ROWS:
-            return tuple(a.at[micro_batch].set(b) for a, b in zip(old, new, strict=True))
-        function = {ADD: jnp.add, LARGER: jnp.maximum, SMALLER: jnp.minimum}[join]
-        return tuple(_where(real, function(a, b), a) for a, b in zip(old, new, strict=True))
+    def _joined(self, old: Joined, new: Joined, micro_batch: jax.Array, real: jax.Array | None) -> Joined:
+        if old.rule.join == ROWS:
+            return jax.tree.map(lambda a, b: a.at[micro_batch].set(b), old, new)
+        return jax.tree.map(lambda both, a: _where(real, both, a), old + new, old)
 
-    def reduced(self, sums: Sums, place: jax.Array, *axes: str) -> tuple[Terms | None, dict[str, Joined]]:
+    def reduced(
+        self, sums: Sums, others: dict[str, Joined], place: jax.Array, *axes: str
+    ) -> tuple[Terms | None, dict[str, Joined]]:
         """Loss terms and metrics summed over mesh axes, in one reduction. Values per row stay where they are.
 
         Args:
+          others: more metrics, by name.
           place: number of this device among those of the axes.
         """
-        added = {name: terms for name, terms in sums.metrics.items() if self.rules[name].join == ADD}
-        extremes = {name: terms for name, terms in sums.metrics.items() if self.rules[name].join in (LARGER, SMALLER)}
-        loss, found, each = reduce.joined((sums.loss, added), extremes, place, self.mesh, *axes)
-        for name, terms in each.items():
-            extreme = jnp.max if self.rules[name].join == LARGER else jnp.min
-            found[name] = tuple(extreme(a, axis=0) for a in terms)
-        return loss, {name: Joined(terms, self.rules[name]) for name, terms in found.items()}
+        joinable = {name: joined for name, joined in sums.metrics.items() if joined.rule.join != ROWS}
+        return reduce.metrics(sums.loss, joinable | others, place, self.mesh, *axes)
 
     def results(self, loss: Terms | None, metrics: dict[str, Joined]) -> tuple[Any, dict[str, Any]]:
         """Loss and metrics in the form that the options ask for, from what `reduced` gives."""
@@ -149,7 +138,7 @@ class Tally:
 
     def kept_rows(self, sums: Sums) -> dict[str, jax.Array]:
         """Per metric that keeps a value per row: [M, rows, ...]."""
-        return {name: terms[0] for name, terms in sums.metrics.items() if self.rules[name].join == ROWS}
+        return {n: jnp.asarray(joined.terms[0]) for n, joined in sums.metrics.items() if joined.rule.join == ROWS}
 
 
 def loss_of(terms: Terms, reduce_output: str | None) -> jax.Array:
@@ -159,15 +148,6 @@ def loss_of(terms: Terms, reduce_output: str | None) -> jax.Array:
         return over(total.sum(), weight.sum())
     each = over(total, weight)
     return each.sum() if reduce_output == "sum" else each
-
-
-def _nothing(join: str, dtype: np.dtype) -> float | int:
-    """What changes nothing when it is joined."""
-    if join not in (LARGER, SMALLER):
-        return 0
-    if jnp.issubdtype(dtype, jnp.floating):
-        return -np.inf if join == LARGER else np.inf
-    return jnp.iinfo(dtype).min if join == LARGER else jnp.iinfo(dtype).max
 
 
 def _where(real: jax.Array | None, value: jax.Array, otherwise: jax.Array) -> jax.Array:

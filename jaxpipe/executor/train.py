@@ -5,22 +5,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxpipe.executor import loop, reduce
+from jaxpipe.executor import beside, flow, loop, reduce, scopes
 from jaxpipe.executor.batch import pick
+from jaxpipe.executor.branch import Branch
 from jaxpipe.executor.job import Device, on_every_device
+from jaxpipe.executor.mail import Inbox, Mail
 from jaxpipe.executor.plan import TrainPlan
+from jaxpipe.executor.pullback import Twice
+from jaxpipe.executor.seeds import Seeds
 from jaxpipe.executor.stage_program import MicroBatch, StageProgram
 from jaxpipe.executor.store import Buffers
-from jaxpipe.executor.unit import split_inexact
 from jaxpipe.lowering.channels import DX, Y
 from jaxpipe.lowering.program import SAVED
 from jaxpipe.lowering.rows import Now
 from jaxpipe.mesh import DATA, PIPE, data_size
 from jaxpipe.model import keys
+from jaxpipe.model.context import Aux
 from jaxpipe.model.loss import over, weight_from_labels
-from jaxpipe.types import Batch, Key, Params
+from jaxpipe.model.values import split_inexact
+from jaxpipe.types import Batch, Key, Params, Tree
 
 P = PartitionSpec
 
@@ -29,12 +35,16 @@ class StepResult(NamedTuple):
     """What a training step computes.
 
     Attributes:
-      loss: the mean loss, a scalar on all devices.
-      grads: its gradient, in the structure and the sharding of the params tree.
+      loss: the objective, that is the mean loss with the means of extra losses added, a scalar on all devices.
+      grads: its gradient, in the structure and the sharding of the params tree; None for what is frozen.
+      metrics: extra losses and metrics of layers, and metrics of `loss_fn`, by name.
+      layer_state: the state of the layers after the step, in the structure and the sharding of the tree of states.
     """
 
     loss: jax.Array
     grads: Params
+    metrics: dict[str, jax.Array]
+    layer_state: Tree = {}
 
 
 @jax.tree_util.register_dataclass
@@ -46,15 +56,25 @@ class Carry:
       buffers: what forwards have kept for backwards.
       grads: the sums of gradients of what the rank holds.
       total: the sum of the losses of its micro-batches.
+      beside: the state of its layers, and what else they have given beside their outputs.
     """
 
     buffers: Buffers
     grads: Params
     total: jax.Array
+    beside: Aux
 
 
 def value_and_grad(
-    plan: TrainPlan, params: Params, batch: Batch, key: Key | None, *, poison: bool = False
+    plan: TrainPlan,
+    params: Params,
+    batch: Batch,
+    key: Key | None,
+    *,
+    layer_state: Tree = None,
+    scale: jax.Array | None = None,
+    metrics: bool = True,
+    poison: bool = False,
 ) -> StepResult:
     """Loss and gradient; traceable.
 
@@ -62,16 +82,26 @@ def value_and_grad(
       params: the params tree.
       batch: leaves [M, B, ...], B the rows of one micro-batch on all data ranks.
       key: of the step, for dropout; None switches dropout off.
+      layer_state: the state of the layers, a tree that `layout/state_layout.py` describes; None: they have none.
+      scale: float32 [], by which the loss is multiplied on the way back, so that the short floats that gradients travel
+        in can hold them; the gradients are divided by it at the end. None: it is not. The loss that is returned is not
+        scaled.
+      metrics: whether anyone wants to know the metrics; otherwise they are not computed.
       poison: fill what nothing was written to with NaN, for tests.
     """
-    specs: Any = P(), plan.layout.specs
+    states = plan.states.layout.specs
+    specs: Any = P(), plan.layout.trained(plan.layout.specs), P(), states
     return on_every_device(
-        lambda device, held, inputs, labels, key: _Step(plan, device, held, (inputs, labels), key, poison).run(),
+        lambda device, held, inputs, labels, states, key, scale: _Step(
+            plan, device, Twice.of(held), (inputs, labels), states, key, scale, metrics, poison
+        ).run(),
         plan.weights,
         params,
         batch,
+        plan.states.layout.checked(layer_state),
         key,
-        specs=(P(),),
+        scale,
+        specs=(states, P(), P()),
         out_specs=StepResult(*specs),
     )
 
@@ -82,64 +112,97 @@ class _Step:
 
     plan: TrainPlan
     device: Device
-    held: Params
+    held: Twice
     batch: Batch
+    layer_state: Tree
     key: Key | None
+    scale: jax.Array | None
+    metrics: bool
     poison: bool
     starts: jax.Array = field(init=False)
-    seed: jax.Array = field(init=False)
-    mail: loop.Mail = field(init=False)
+    seeds: Seeds = field(init=False)
+    mail: Mail = field(init=False)
 
     def run(self) -> StepResult:
         plan, mesh = self.plan, self.plan.mesh
         self.starts = jnp.asarray(plan.layout.boundaries[:-1], jnp.int32)
         weight = self._total_weight()
-        self.seed = over(jnp.ones_like(weight), weight)
+        parts = plan.num_micro_batches * data_size(mesh)
+        self.seeds = Seeds.of(weight, parts, plan.extra, self.scale)
+        wanted = beside.start(plan.beside, plan.metrics)
         carry = Carry(
-            buffers=plan.store.allocate(plan.program.pools[SAVED], self.poison),
-            grads=plan.weights.blank_gradients(self.held),
+            buffers=plan.store.allocate(self.poison),
+            grads=plan.weights.blank_gradients(self.held.params),
             total=jnp.zeros((), plan.terms.total.dtype),
+            beside=(wanted if self.metrics else wanted._replace(metrics={}))._replace(
+                state=plan.states.enter(self.layer_state)
+            ),
         )
-        self.mail = loop.Mail(plan.program, {value: codec.spec for value, codec in plan.codecs.items()}, self.poison)
+        self.mail = Mail(plan.program, {value: codec.spec for value, codec in plan.codecs.items()}, self.poison)
         carry = loop.run(self.mail, self.device.rank, self._branch, plan.program_ids, carry)
-        total = reduce.total(carry.total, mesh, PIPE, DATA)
-        counted = None if plan.terms.is_mean else weight != 0
-        return StepResult(over(total, weight), plan.weights.leave(carry.grads, counted))
+        loss, metrics = self._objective(carry, weight, parts)
+        # Where nothing counts, no gradient of `loss_fn` is in the sums; if there are extra losses, none has come that far.
+        counted = None if plan.terms.is_mean or plan.extra is not None else weight != 0
+        grads = plan.weights.leave(carry.grads, self.device.rank, counted, self.scale)
+        return StepResult(loss, grads, metrics, plan.states.leave(carry.beside.state, *self.device))
 
-    def _branch(self, kind: str, program_id: int) -> loop.Branch[Carry]:
+    def _objective(self, carry: Carry, weight: jax.Array, parts: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The objective, and what is reported beside it; one reduction."""
+        mesh, found = self.plan.mesh, carry.beside
+        if not found.losses and not found.metrics:
+            return over(reduce.total(carry.total, mesh, PIPE, DATA), weight), {}
+        place = self.device.rank * data_size(mesh) + self.device.data_rank
+        sums = carry.total, dict(found.losses)
+        (total, losses), metrics = reduce.metrics(sums, dict(found.metrics), place, mesh, PIPE, DATA)
+        extras = {name: loss / parts for name, loss in losses.items()}
+        loss = over(total, weight)
+        wide = np.result_type(loss.dtype, *[extra.dtype for extra in extras.values()])
+        for extra in extras.values():
+            loss = loss.astype(wide) + extra.astype(wide)
+        finished: dict[str, Any] = {name: joined.finish() for name, joined in metrics.items()}
+        return loss, {**extras, **finished}
+
+    def _branch(self, kind: str, program_id: int) -> Branch[Carry]:
         program = self.plan.programs[program_id]
+        before, behind = not program.stage.is_first, not program.stage.is_last
         if kind == "F":
-            return loop.Branch(lambda *args: self._forward(program, *args), ("buffers",))
-        changes = ("grads", "total", "buffers") if self.poison else ("grads", "total")
-        return loop.Branch(lambda *args: self._backward(program, *args), changes)
+            return Branch(
+                lambda *args: self._forward(program, *args), ("buffers", "beside"), (Y,) * before, (Y,) * behind
+            )
+        changes = ("grads", "total", "beside", *("buffers",) * self.poison)
+        return Branch(lambda *args: self._backward(program, *args), changes, (DX,) * behind, (DX,) * before)
 
-    def _forward(self, program: StageProgram, carry: Carry, inbox: loop.Inbox, now: Now) -> tuple[Carry, loop.Inbox]:
+    def _forward(self, program: StageProgram, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
         stage, codec, micro_batch = program.stage, self.plan.codecs[Y], self._micro_batch(now)
         x = micro_batch.inputs
         if not stage.is_first:
             x = codec.decode(self.mail.read(inbox, Y, now), stage.inputs)
-        y, buffers = program.forward(self.held, x, micro_batch, carry.buffers)
-        return replace(carry, buffers=buffers), {} if stage.is_last else {Y: codec.encode(y)}
+        y, buffers, carried = program.forward(self.held.params, x, micro_batch, carry.buffers, carry.beside)
+        return replace(carry, buffers=buffers, beside=carried), {} if stage.is_last else {Y: codec.encode(y)}
 
-    def _backward(self, program: StageProgram, carry: Carry, inbox: loop.Inbox, now: Now) -> tuple[Carry, loop.Inbox]:
+    def _backward(self, program: StageProgram, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
         stage, codec, micro_batch = program.stage, self.plan.codecs[DX], self._micro_batch(now)
-        grads, total = carry.grads, carry.total
+        grads, total, carried = carry.grads, carry.total, carry.beside
         if stage.is_last:
-            found, dy, grads = program.loss_and_gradient(self.held, micro_batch, carry.buffers, grads, self.seed)
+            with jax.named_scope(scopes.TAIL):
+                found, dy, grads, carried = program.loss_and_gradient(
+                    self.held.params, micro_batch, carry.buffers, carried, grads, self.seeds
+                )
             total = total + found
         else:
-            dy = codec.decode(self.mail.read(inbox, DX, now), split_inexact(stage.outputs)[0])
-        dx, grads = program.backward(self.held, dy, micro_batch, carry.buffers, grads)
-        carry = replace(carry, grads=grads, total=total)
+            dy = flow.needed(split_inexact(stage.outputs)[0], stage.gives)
+            dy = codec.decode(self.mail.read(inbox, DX, now), dy)
+        dx, grads = program.backward(self.held, dy, micro_batch, carry.buffers, carried, grads, self.seeds.extra)
+        carry = replace(carry, grads=grads, total=total, beside=carried)
         if self.poison:
-            at = micro_batch.slot
-            carry = replace(carry, buffers={n: b.at[at].set(_spoiled(b[at])) for n, b in carry.buffers.items()})
+            carry = replace(carry, buffers=program.kept.spoil(carry.buffers, micro_batch.slot))
         return carry, {} if stage.is_first else {DX: codec.encode(dx)}
 
     def _micro_batch(self, now: Now) -> MicroBatch:
         m, (inputs, labels) = now.micro_batch, self.batch
         key = None if self.key is None else keys.micro_batch_key(self.key, m, self.device.data_rank)
-        return MicroBatch(key, pick(inputs, m), pick(labels, m), now.slots[SAVED], self.starts[now.stage])
+        x = self.plan.layout.precision.inputs(pick(inputs, m))
+        return MicroBatch(key, x, pick(labels, m), now.slots[SAVED], self.starts[now.stage])
 
     def _total_weight(self) -> jax.Array:
         """The weight of all micro-batches on all data ranks, from the labels alone.
@@ -157,7 +220,3 @@ class _Step:
 
         start = jnp.zeros((), plan.terms.weight.dtype)
         return reduce.total(jax.lax.fori_loop(0, plan.num_micro_batches, add, start), plan.mesh, DATA)
-
-
-def _spoiled(leaf: jax.Array) -> jax.Array:
-    return jnp.full_like(leaf, jnp.nan) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf

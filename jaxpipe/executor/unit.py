@@ -1,51 +1,39 @@
-"""A unit of rematerialisation: some parts of a stage, captured as a forward and a backward function.
-
-What a forward keeps for its backward is decided here. `Recompute` keeps the input of the unit and runs it again.
-`Keep` keeps what the derivative needs, all of it or what a policy says: `jax.vjp` returns a function that is a pytree,
-and those of its leaves that are params, keys or inputs of the unit are known again at the backward and are not kept.
-"""
+"""A unit of rematerialisation: some parts of a stage, captured as a forward and a backward function."""
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxpipe.errors import LayerError
+from jaxpipe.executor import flow, passing, seeds
 from jaxpipe.executor.residence import Repeat
+from jaxpipe.executor.seeds import Losses
+from jaxpipe.executor.trained import frozen_numbers, split_trained
+from jaxpipe.layout.stages import Part
 from jaxpipe.model.blame import blame
 from jaxpipe.model.capture import Captured, capture
+from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.shapes import aval, describe, is_inexact
-from jaxpipe.model.stages import Part
-from jaxpipe.model.values import canonical
-from jaxpipe.types import Avals, Key, Leaves, Params, Tree
+from jaxpipe.model.values import split_inexact
+from jaxpipe.types import Avals, Leaves, Params, Tree
 
 State = TypeVar("State")
-# (those of the inexact leaves of the params, those of the inexact leaves of the input)
+# (those of the trained leaves of the params, those of the inexact leaves of the input)
 Gradients = tuple[Leaves, Leaves]
 
 
-def split_inexact(tree: Tree) -> tuple[Leaves, Callable[[Leaves], Tree]]:
-    """The leaves that have derivatives, and the function that puts such leaves back into the tree."""
-    leaves, structure = jax.tree.flatten(tree)
-    chosen = [i for i, leaf in enumerate(leaves) if is_inexact(leaf)]
-
-    def rebuild(values: Leaves) -> Tree:
-        full = list(leaves)
-        for i, value in zip(chosen, values, strict=True):
-            full[i] = value
-        return jax.tree.unflatten(structure, full)
-
-    return [leaves[i] for i in chosen], rebuild
-
-
-def run_parts(parts: Sequence[Part], params: Sequence[Params], x: Tree, layer_keys: Sequence[Key | None]) -> Tree:
-    """The parts one after the other; `params` and `layer_keys` have one entry per part."""
-    for part, held, key in zip(parts, params, layer_keys, strict=True):
-        x = part.apply(held, x, key)
-    return x
+def run_parts(
+    parts: Sequence[Part], params: Sequence[Params], x: Tree, contexts: Sequence[Context]
+) -> tuple[Tree, list[Aux]]:
+    """The parts one after the other, and what each gives beside; `params` and `contexts` have one entry per part."""
+    beside: list[Aux] = []
+    for part, held, context in zip(parts, params, contexts, strict=True):
+        x, aux = part.apply(held, x, context)
+        beside.append(aux)
+    return x, beside
 
 
 def repeated(step: Callable[[State, Repeat], State], carry: State, repeats: int) -> State:
@@ -60,34 +48,73 @@ class Unit(abc.ABC):
 
     Args:
       parts: what the unit computes.
-      params, inputs, layer_keys: abstract values of what `forward` will get, params and keys per part.
+      params, inputs, contexts: abstract values of what `forward` will get, params and contexts per part.
 
     Attributes:
-      outputs: abstract values of what it returns.
+      inputs, outputs: abstract values of what it takes and returns.
+      beside: those of what its parts give beside, per part.
       saved: abstract values of what the forward keeps: first the inputs in `saved_inputs`, then what is computed.
       saved_inputs: which leaves of the input are among that.
+      keeps_results: whether more than inputs may be kept.
+      takes, gives: of which inexact leaves of input and output gradients are needed; see `flow`.
     """
 
+    keeps_results = False
     outputs: Avals
+    beside: list[Aux]
     saved: list[jax.ShapeDtypeStruct]
     saved_inputs: list[int]
+    _backward: Captured
 
-    def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, layer_keys: Avals):
-        self.parts, self.params = tuple(parts), params
+    def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, contexts: Avals):
+        self.parts, self.params, self.inputs = tuple(parts), params, inputs
         self._inputs = [aval(leaf) for leaf in jax.tree.leaves(inputs)]
+        self._frozen = frozen_numbers(parts, params)
+        self.takes, self.gives = self.parts[0].takes, self.parts[-1].gives
+        # Numbers of those leaves of the contexts that will be others when the backward runs.
+        self._passing = passing.numbers(parts, contexts)
+
+    @property
+    def _seed(self) -> Avals:
+        """The abstract value of the seed of its extra losses, or None if it has none."""
+        return seeds.aval_of(self.beside)
 
     @abc.abstractmethod
-    def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
-        """The output, and what is kept of it for the backward (shapes as in `saved`)."""
+    def forward(self, params: Params, x: Tree, contexts: Tree) -> tuple[Tree, list[Aux], Leaves]:
+        """The output, what the parts give beside it, and what is kept for the backward (shapes as in `saved`)."""
 
     @abc.abstractmethod
-    def backward(self, params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
-        """Gradients of the inexact leaves of the params and of the input, from those of the output.
+    def _operands(
+        self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree
+    ) -> tuple[Tree, ...]:
+        """What the captured backward takes before the gradients; arguments as for `backward`."""
+
+    def backward(
+        self,
+        params: Params,
+        again: Params,
+        known: Leaves,
+        saved: Leaves,
+        contexts: Tree,
+        dy: Leaves,
+        extra: jax.Array | None = None,
+    ) -> Gradients:
+        """Gradients of the trained leaves of the params and of the input, from those of the output (see `flow`).
 
         Args:
+          again: the params once more, for the derivative; `params` is what the forward is run again with.
           known: the leaves of the input that are in `saved_inputs`.
           saved: what else `forward` kept.
+          extra: the gradient of the objective by each extra loss; see `seeds`. Not looked at if the unit has none.
         """
+        own = None if self._seed is None or extra is None else extra.astype(self._seed.dtype)
+        return self._backward(*self._operands(params, again, known, saved, contexts), dy, own)
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether anything is asked of it: not if nothing in it is trained and no gradient of its input is needed."""
+        takes = flow.needed([leaf for leaf in self._inputs if is_inexact(leaf)], self.takes)
+        return bool(split_trained(self.parts, self.params)[0] or flow.leaves(takes))
 
     def _captured_backward(self, backward: Callable[..., Gradients], *args: Avals) -> Captured:
         """The backward, captured; what a user has written in a `custom_vjp` runs here.
@@ -99,7 +126,8 @@ class Unit(abc.ABC):
         where = label if len(self.parts) == 1 else f"{label} or a layer behind it"
         with blame(f"the backward of {where}", lambda: f"it was given the gradient of {describe(self.outputs)}"):
             captured = capture(backward, *args)
-        found, wanted = captured.outputs[1], [leaf for leaf in self._inputs if is_inexact(leaf)]
+        wanted = flow.needed([leaf for leaf in self._inputs if is_inexact(leaf)], self.takes)
+        found, wanted = flow.leaves(captured.outputs[1]), flow.leaves(wanted)
         if [(a.shape, a.dtype) for a in found] != [(a.shape, a.dtype) for a in wanted]:
             raise LayerError(
                 f"The backward of {where} gives {describe(found)} for an input of {describe(wanted)}. The gradient of an "
@@ -107,115 +135,20 @@ class Unit(abc.ABC):
             )
         return captured
 
-    def _function(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Callable[..., Tree], Leaves, Leaves]:
-        """The computation as a function of the inexact leaves of params and input, and those leaves."""
+    def _function(
+        self, params: Params, x: Tree, contexts: Tree
+    ) -> tuple[Callable[..., tuple[tuple[Tree, Losses], list[Aux]]], Leaves, Leaves]:
+        """The computation as a function of inexact leaves of params and input, and those leaves: all of the params, and of
+        the input those whose gradient is needed.
+
+        The function returns (output, extra losses), which have derivatives, and what the parts give beside.
+        """
         param_leaves, with_params = split_inexact(params)
         x_leaves, with_x = split_inexact(x)
 
-        def function(param_leaves: Leaves, x_leaves: Leaves) -> Tree:
-            return run_parts(self.parts, with_params(param_leaves), with_x(x_leaves), layer_keys)
+        def function(param_leaves: Leaves, needed: Leaves) -> tuple[tuple[Tree, Losses], list[Aux]]:
+            x = with_x(flow.replaced(x_leaves, needed, self.takes))
+            y, beside = run_parts(self.parts, with_params(param_leaves), x, contexts)
+            return (y, seeds.losses_of(beside)), beside
 
-        return function, param_leaves, x_leaves
-
-
-class Recompute(Unit):
-    """Keeps the input, and runs the unit again at the backward."""
-
-    def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, layer_keys: Avals):
-        super().__init__(parts, params, inputs, layer_keys)
-        self._forward = capture(lambda p, x, k: run_parts(parts, p, x, k), params, inputs, layer_keys)
-        self.outputs = self._forward.outputs
-        self.saved, self.saved_inputs = list(self._inputs), list(range(len(self._inputs)))
-        structure = jax.tree.structure(inputs)
-
-        def backward(params: Params, known: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
-            function, *leaves = self._function(params, jax.tree.unflatten(structure, known), layer_keys)
-            y, pullback = jax.vjp(function, *leaves)
-            return pullback(_cotangents(canonical(y), dy))
-
-        self._backward = self._captured_backward(backward, params, self._inputs, layer_keys, _inexact(self.outputs))
-
-    def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
-        return self._forward(params, x, layer_keys), jax.tree.leaves(x)
-
-    def backward(self, params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
-        return self._backward(params, known, layer_keys, dy)
-
-
-class Keep(Unit):
-    """Keeps what the derivative needs: everything, or what a `jax.checkpoint` policy says."""
-
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        params: Avals,
-        inputs: Avals,
-        layer_keys: Avals,
-        *,
-        policy: Callable[..., Any] | None = None,
-    ):
-        super().__init__(parts, params, inputs, layer_keys)
-
-        def forward(params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Any]:
-            function, *leaves = self._function(params, x, layer_keys)
-            if policy is not None:
-                # Forward and backward are different branches of the loop: nothing could be merged across them anyway.
-                function = jax.checkpoint(function, policy=policy, prevent_cse=False)
-            y, pullback = jax.vjp(function, *leaves)
-            return canonical(y), pullback  # jax.checkpoint turns constants into Python scalars
-
-        self._forward = capture(forward, params, inputs, layer_keys)
-        self.outputs, pullback = self._forward.outputs
-        self._num_outputs = len(jax.tree.leaves(self.outputs))
-        sources = self._forward.sources(self._num_outputs)
-        # Positions among the leaves of (params, inputs, keys).
-        first = len(jax.tree.leaves(params))
-        behind = first + len(self._inputs)
-        arguments = {source.argument for source in sources if source.argument is not None}
-        self.saved_inputs = sorted(index - first for index in arguments if first <= index < behind)
-        known_avals = [self._inputs[i] for i in self.saved_inputs]
-        computed: dict[int, int] = {}  # number of a computed value -> the first leaf of the pullback that is it
-        for index, source in enumerate(sources):
-            if source.computed is not None:
-                computed.setdefault(source.computed, index)
-        leaves, structure = jax.tree.flatten(pullback)
-        extra = [aval(leaves[index]) for index in computed.values()]
-        self._kept = [self._num_outputs + index for index in computed.values()]
-        self.saved = known_avals + extra
-
-        def backward(params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
-            arguments = dict(enumerate(jax.tree.leaves(params)))
-            arguments |= {first + i: leaf for i, leaf in zip(self.saved_inputs, known, strict=True)}
-            arguments |= {behind + i: leaf for i, leaf in enumerate(jax.tree.leaves(layer_keys))}
-            leaves: Leaves = []
-            for source in sources:
-                if source.argument is not None:
-                    leaves.append(arguments[source.argument])
-                else:
-                    leaves.append(source.constant if source.computed is None else saved[source.computed])
-            return jax.tree.unflatten(structure, leaves)(_cotangents(self.outputs, dy))
-
-        self._backward = self._captured_backward(
-            backward, params, known_avals, extra, layer_keys, _inexact(self.outputs)
-        )
-
-    def forward(self, params: Params, x: Tree, layer_keys: Tree) -> tuple[Tree, Leaves]:
-        made = self._forward.leaves(params, x, layer_keys)
-        y = jax.tree.unflatten(jax.tree.structure(self.outputs), made[: self._num_outputs])
-        inputs = jax.tree.leaves(x)
-        return y, [inputs[i] for i in self.saved_inputs] + [made[i] for i in self._kept]
-
-    def backward(self, params: Params, known: Leaves, saved: Leaves, layer_keys: Tree, dy: Leaves) -> Gradients:
-        return self._backward(params, known, saved, layer_keys, dy)
-
-
-def _inexact(outputs: Avals) -> list[jax.ShapeDtypeStruct]:
-    return [aval(leaf) for leaf in split_inexact(outputs)[0]]
-
-
-def _cotangents(outputs: Tree, values: Sequence[jax.Array]) -> Tree:
-    """A cotangent tree for `outputs` from those of its inexact leaves; integers get JAX's float0."""
-    leaves, structure = jax.tree.flatten(outputs)
-    given = iter(values)
-    full = [next(given) if is_inexact(leaf) else np.zeros(leaf.shape, jax.dtypes.float0) for leaf in leaves]
-    return jax.tree.unflatten(structure, full)
+        return function, param_leaves, flow.leaves(flow.needed(x_leaves, self.takes))

@@ -1,10 +1,13 @@
 """Runs a program on labels instead of arrays: every value read was written by the right op and not overwritten."""
 
 from jaxpipe.lowering.channels import DX, VALUES, Y
-from jaxpipe.lowering.program import IDLE, SAVED, Program
+from jaxpipe.lowering.overlap import phase_kinds, place_of_arrival
+from jaxpipe.lowering.period import Loop
+from jaxpipe.lowering.program import SAVED, Program
 
 _BUG = "This is a bug in jaxpipe, please report it."
 Label = tuple[str, int, int]  # (what it is, stage, micro_batch)
+Slots = dict[tuple[int, int], int]  # arrival slots by (rank, channel)
 
 
 def verify(program: Program) -> None:
@@ -22,44 +25,77 @@ def verify(program: Program) -> None:
     done: set[Label] = set()
     peak = [0] * program.num_ranks
 
+    # As in the loop, what was sent stays there until the next message of its kind.
+    outbox = {value: dict[int, Label]() for value in VALUES}
+    slots_before: Slots = {}
+    phases = set(phase_of.values())
+    kinds_of = {which: phase_kinds(program, *which) for which in phases}
+    late_of = {which: _late(program, *which) for which in phases}
     for tick, row in enumerate(program.cells):
-        outbox: dict[str, dict[int, Label]] = {value: {} for value in VALUES}
-        for rank, cell in enumerate(row):
-            if cell.kind == IDLE:
-                continue
-            stage, m = cell.stage, cell.micro_batch
-            where = f"tick {tick}, rank {rank}, {cell.kind}{m}"
-            assert (cell.kind, stage, m) not in done, f"{where}: done twice. {_BUG}"
-            done.add((cell.kind, stage, m))
-            slot = -1 if pool is None else cell.slots[pool]
-            if cell.kind == "F":
-                if stage > 0:
-                    found = inboxes[Y][rank].get(cell.read)
-                    assert found == (Y, stage - 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
-                outbox[Y][rank] = (Y, stage, m)
-                if slot >= 0:
-                    assert slot not in saved[rank], f"{where}: slot {slot} is still in use. {_BUG}"
-                    saved[rank][slot] = (SAVED, stage, m)
-                    peak[rank] = max(peak[rank], len(saved[rank]))
-            else:
-                if stage < last:
-                    found = inboxes[DX][rank].get(cell.read)
-                    assert found == (DX, stage + 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
-                kept = saved[rank].pop(slot, None)
-                assert kept == (SAVED, stage, m), f"{where}: slot {slot} holds {kept}. {_BUG}"
-                outbox[DX][rank] = (DX, stage, m)
-        for number, channel in enumerate(program.channels):
-            boxes = inboxes[channel.value]
-            edges = program.phase_edges(*phase_of[tick], number)
-            arrivals = {target: outbox[channel.value].get(source) for source, target in edges}
+        now = loop, phase = phase_of[tick]
+        before, kinds = (loop, (phase - 1) % loop.period), kinds_of[now]
+        for place in range(len(kinds) + 1):
+            for number in (number for number, at in late_of.get(before, {}).items() if at == place):
+                # Permuted only now: it lies in the outbox for as long as it is under way.
+                _permute(program, before, number, outbox, inboxes, slots_before)
             for rank, cell in enumerate(row):
-                slot = cell.arrive[number] if cell.arrive else -1
-                if channel.value in program.direct:
-                    if edges:
-                        boxes[rank][0] = arrivals.get(rank)  # used as it arrives: every permute replaces it
-                elif slot >= 0:
-                    boxes[rank][slot] = arrivals.get(rank)
+                if place == len(kinds) or cell.kind != kinds[place]:
+                    continue
+                stage, m = cell.stage, cell.micro_batch
+                where = f"tick {tick}, rank {rank}, {cell.kind}{m}"
+                assert (cell.kind, stage, m) not in done, f"{where}: done twice. {_BUG}"
+                done.add((cell.kind, stage, m))
+                slot = -1 if pool is None else cell.slots[pool]
+                if cell.kind == "F":
+                    if stage > 0:
+                        found = inboxes[Y][rank].get(cell.read)
+                        assert found == (Y, stage - 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
+                    outbox[Y][rank] = (Y, stage, m)
+                    if slot >= 0:
+                        assert slot not in saved[rank], f"{where}: slot {slot} is still in use. {_BUG}"
+                        saved[rank][slot] = (SAVED, stage, m)
+                        peak[rank] = max(peak[rank], len(saved[rank]))
+                else:
+                    if stage < last:
+                        found = inboxes[DX][rank].get(cell.read)
+                        assert found == (DX, stage + 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
+                    kept = saved[rank].pop(slot, None)
+                    assert kept == (SAVED, stage, m), f"{where}: slot {slot} holds {kept}. {_BUG}"
+                    outbox[DX][rank] = (DX, stage, m)
+        slots = {(rank, number): at for rank, cell in enumerate(row) for number, at in enumerate(cell.arrive)}
+        for number in range(len(program.channels)):
+            if number not in late_of[now]:
+                _permute(program, now, number, outbox, inboxes, slots)
+        slots_before = slots
 
     assert tuple(peak) == program.saved_per_rank, f"keeps {peak} values, has {program.saved_per_rank} slots. {_BUG}"
     wanted = sum(op is not None for row in schedule.rows for op in row)
     assert len(done) == wanted, f"{len(done)} of {wanted} ops ran. {_BUG}"
+
+
+def _late(program: Program, loop: Loop, phase: int) -> dict[int, int]:
+    """The channels over which a phase sends late, and the place of the arrival."""
+    channels = range(len(program.channels))
+    found = {number: place_of_arrival(program, loop, phase, number) for number in channels}
+    return {number: place for number, place in found.items() if place is not None}
+
+
+def _permute(
+    program: Program,
+    when: tuple[Loop, int],
+    channel: int,
+    outbox: dict[str, dict[int, Label]],
+    inboxes: dict[str, list[dict[int, Label | None]]],
+    slots: Slots,
+) -> None:
+    """One permute: what lies in the outboxes arrives in these slots, by (rank, channel)."""
+    value = program.channels[channel].value
+    edges = program.phase_edges(*when, channel)
+    arrivals = {target: outbox[value].get(source) for source, target in edges}
+    for rank, box in enumerate(inboxes[value]):
+        slot = slots.get((rank, channel), -1)
+        if value in program.direct:
+            if edges:
+                box[0] = arrivals.get(rank)  # used as it arrives: every permute replaces it
+        elif slot >= 0:
+            box[slot] = arrivals.get(rank)

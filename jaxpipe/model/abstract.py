@@ -1,11 +1,12 @@
 """Evaluates users' functions on shapes, with the mesh axes bound that the functions may name."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from jaxpipe.mesh import DATA, PIPE, manual_axes, pipe_size
 from jaxpipe.model.blame import Fault
@@ -67,6 +68,19 @@ def refuse_deadlocks(traced: ClosedJaxpr, mesh: Mesh) -> None:
                 "layers at one time: they would wait for each other for ever, and the result would depend on the number "
                 'of stages. Layers and loss_fn may use the axis "data".'
             )
+
+
+def on_one_device(axes: Iterable[str]) -> contextlib.AbstractContextManager[object]:
+    """While functions are traced inside, the mesh around has these axes, of one device each.
+
+    A layer that constrains a value with a bare PartitionSpec, or maps a function over an axis, needs a mesh that has the
+    axis, wherever it runs. If there is a mesh around already, it stays.
+    """
+    names = tuple(sorted(axes))
+    if not names or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    mesh = AbstractMesh((1,) * len(names), names, axis_types=(AxisType.Auto,) * len(names))
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def with_data_axis(function: Callable[..., Tree], size: int) -> Callable[..., Tree]:

@@ -57,6 +57,11 @@ def blame(label: str, given: Callable[[], str] | None = None) -> Iterator[None]:
             ) from error
         with contextlib.suppress(Exception):  # an exception class may forbid new attributes
             error.add_note(f"{NOTE}{label}, {'while it was built' if given is None else given()}.")
+            if isinstance(error, NameError) and "unbound axis name" in str(error):
+                error.add_note(
+                    'Only "data" is bound in a layer. Further axes of the mesh are left to the compiler: put what names '
+                    "them into jaxpipe.parallel.shard_map."
+                )
         raise
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.model.shapes import describe, is_key
@@ -45,6 +47,17 @@ def as_key(key: Any, what: str = "key") -> Any:
             return jax.random.key(key)
     shown = describe(key) if dtype is not None else repr(key)
     raise ConfigError(f"{what}={shown} must be one PRNG key, such as jax.random.key(0), or an integer seed.")
+
+
+def anywhere(key: Key, mesh: Mesh) -> Key:
+    """The key in a form that a computation on the devices of a mesh takes, wherever it lies.
+
+    JAX refuses a key that was put on one device where the params are on others. So a key that was put somewhere else than
+    on these devices is copied by way of the host.
+    """
+    if isinstance(key, Tracer) or not key.committed or key.sharding.device_set == set(mesh.devices.flat):
+        return key
+    return jax.random.wrap_key_data(jax.device_get(jax.random.key_data(key)), impl=jax.random.key_impl(key))
 
 
 def init_key(key: Key, layer: int | jax.Array) -> Key:

@@ -1,8 +1,9 @@
-"""Decides which of the keywords `key`, `train` and `deterministic` a layer is given.
+"""Decides which of the keywords `key`, `train`, `deterministic`, `cache` and `position` a layer is given.
 
 A name alone is not enough: in `def scale(x, train=2.5)` it belongs to a number. `train` and `deterministic` are flags if
 their default is a bool or None, or if they have no default. `key` is a PRNG key if its default is None, or if it has no
-default. A keyword that a `functools.partial` has set stays as it is.
+default. `cache` and `position`, with such a default, are what a layer is given while tokens are generated, and None
+otherwise. A keyword that a `functools.partial` has set stays as it is.
 """
 
 import functools
@@ -15,6 +16,7 @@ import numpy as np
 
 Result = TypeVar("Result")
 FLAGS = ("train", "deterministic")
+GENERATING = ("cache", "position")
 _BY_NAME = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -45,8 +47,8 @@ class Keywords:
 def keywords_of(
     function: Callable[..., object],
     num_data: int,
-    names: Collection[str] = ("key", *FLAGS),
-    none_is_unset: Collection[str] = ("key", *FLAGS),
+    names: Collection[str] = ("key", *FLAGS, *GENERATING),
+    none_is_unset: Collection[str] = ("key", *FLAGS, *GENERATING),
 ) -> Keywords:
     """The keywords that `function` takes after its first `num_data` parameters.
 

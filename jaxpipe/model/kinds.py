@@ -6,17 +6,22 @@ functions here.
 """
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
-from jaxpipe.model.blame import mark
-from jaxpipe.model.keywords import keywords_of
+from jaxpipe.model.axes import Annotations
+from jaxpipe.model.blame import Fault, mark
+from jaxpipe.model.context import Aux, Context
+from jaxpipe.model.keywords import Keywords, keywords_of
+from jaxpipe.model.opening import opened
 from jaxpipe.model.specs import Layer
+from jaxpipe.model.states import check_state, settled
 from jaxpipe.model.values import canonical
-from jaxpipe.types import Params, Tree
+from jaxpipe.types import Key, Params, Tree
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,26 +30,93 @@ class Kind:
 
     Attributes:
       init: `init(key, x) -> params`, traceable.
-      apply: `apply(params, x, key, train) -> y`, traceable; `key` may be None.
-      uses_key: whether `apply` looks at `key`.
+      apply: `apply(params, x, context, train) -> (y, aux)`, traceable: see `Context` and `Aux`.
+      uses_key: whether `apply` looks at `context.key`, which may be None.
+      init_cache: `init_cache(params, x, length) -> cache`, traceable: what the layer keeps of the positions of sequences of
+        this length while tokens are generated; a tree without leaves for nothing. None if it never keeps any.
+      knows_position: whether `apply` looks at `context.position`.
+      annotations: what flax says about the dims of the params; None as long as `init`, which has to run for that, was not
+        traced.
+      dropped: what the module sows and nobody takes, as far as `apply` was traced.
+      init_state: `init_state(key, x) -> state` with the key of `init`, traceable; None if there is none for sure.
     """
 
     init: Callable[[jax.Array, Tree], Params]
-    apply: Callable[..., Tree]
+    apply: Callable[..., tuple[Tree, Aux]]
     uses_key: bool = False
+    annotations: Annotations | None = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
+    init_cache: Callable[[Params, Tree, int], Tree] | None = None
+    knows_position: bool = False
+    init_state: Callable[[jax.Array, Tree], Tree] | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "init", _guarded(self.init))
-        object.__setattr__(self, "apply", _guarded(self.apply))
+        object.__setattr__(self, "init", _guarded(self._without_boxes(self.init)))
+        object.__setattr__(self, "apply", _with_state(_guarded(_taken_apart(self.apply))))
+        if self.init_cache is not None:
+            object.__setattr__(self, "init_cache", _guarded(self.init_cache))
+        if self.init_state is not None:
+            object.__setattr__(self, "init_state", _checked_state(_guarded(self.init_state)))
+
+    def _without_boxes(self, init: Callable[[jax.Array, Tree], Params]) -> Callable[[jax.Array, Tree], Params]:
+        def plain(key: jax.Array, x: Tree) -> Params:
+            params, found = take_off_boxes(init(key, x))
+            if found or self.annotations is None:
+                object.__setattr__(self, "annotations", found)
+            return params
+
+        return plain
+
+
+def take_off_boxes(params: Params) -> tuple[Params, Annotations]:
+    """The params without the boxes of flax.linen, and what those said; see `flax_axes`."""
+    if "flax" not in sys.modules:  # it is slow to import, and who has not done so has no boxes
+        return params, {}
+    from jaxpipe.model import flax_axes
+
+    return flax_axes.take_off(params)
+
+
+def _with_state(apply: Callable[..., tuple[Tree, Aux]]) -> Callable[..., tuple[Tree, Aux]]:
+    """`apply` with the new state in the form of the old one; in evaluation it is the old one."""
+
+    def call(params: Params, x: Tree, context: Context, train: bool) -> tuple[Tree, Aux]:
+        y, aux = apply(params, x, context, train)
+        return y, aux._replace(state=settled(context.state, aux.state) if train else context.state)
+
+    return call
+
+
+def _checked_state(init_state: Callable[[jax.Array, Tree], Tree]) -> Callable[[jax.Array, Tree], Tree]:
+    def call(key: jax.Array, x: Tree) -> Tree:
+        state = take_off_boxes(init_state(key, x))[0]
+        check_state(state)
+        return state
+
+    return call
 
 
 def _guarded(function: Callable[..., Tree]) -> Callable[..., Tree]:
     def call(*args: Any, **flags: bool) -> Tree:
         try:
-            return canonical(function(*args, **flags))
+            made = function(*args, **flags)
+            if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], Aux):
+                return canonical(made[0]), canonical(made[1])  # one by one, so that errors name paths in the output
+            return canonical(made)
         except Exception as error:
             mark(error)
             raise
+
+    return call
+
+
+def _taken_apart(apply: Callable[..., tuple[Any, Aux]]) -> Callable[..., tuple[Tree, Aux]]:
+    """A layer that may return a `LayerOut`, as one that returns its output, and the rest beside it."""
+
+    def call(*args: Any, **flags: bool) -> tuple[Tree, Aux]:
+        result, aux = apply(*args, **flags)
+        y, losses, metrics = opened(result, aux)
+        return y, aux._replace(losses=losses, metrics=metrics)
 
     return call
 
@@ -57,11 +129,18 @@ class Recipe:
       name: for messages.
       source: what decides on the kind; entries whose sources are the same value compute the same.
       adapt: makes the kind, which may mean tracing the constructor of a module.
+      given: the params that the entry brings along, arrays or their shapes; None if `init` of the kind makes them.
+      build: `build(params, state, key)` makes a new module with these params, this state, and random streams of this key;
+        None if the layer is no module.
+      given_state: the state that the entry brings along; None if `init_state` of the kind makes it.
     """
 
     name: str
     source: Any
     adapt: Callable[[], Kind]
+    given: Params | None = None
+    build: Callable[[Params, Tree, Key], Any] | None = None
+    given_state: Tree = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,21 +150,32 @@ class BoundLayer:
     Attributes:
       name: its own, for messages.
       kind: what it computes.
-      tie: key of the `TiedLayerSpec`, or None.
+      tie: the same for layers that share their weights, such as the key of a `TiedLayerSpec`; None if this is no such
+        layer.
       entry: what stands in the layer list.
+      given, build, given_state: see `Recipe`.
     """
 
     name: str
     kind: Kind
-    tie: str | None = None
+    tie: Hashable = None
     entry: Any = field(default=None, repr=False)
+    given: Params | None = field(default=None, repr=False)
+    build: Callable[[Params, Tree, Key], Any] | None = field(default=None, repr=False)
+    given_state: Tree = field(default=None, repr=False)
 
     @property
     def init(self) -> Callable[[jax.Array, Tree], Params]:
-        return self.kind.init
+        given = self.given
+        return self.kind.init if given is None else lambda key, x: given
 
     @property
-    def apply(self) -> Callable[[Params, Tree, jax.Array | None, bool], Tree]:
+    def init_state(self) -> Callable[[jax.Array, Tree], Tree] | None:
+        given = self.given_state
+        return self.kind.init_state if given is None else lambda key, x: given
+
+    @property
+    def apply(self) -> Callable[[Params, Tree, Context, bool], tuple[Tree, Aux]]:
         return self.kind.apply
 
     @property
@@ -98,10 +188,52 @@ def recipe_of_layer(name: str, layer: Layer, forward_fn: Callable[..., Tree] | N
     function = layer.apply if forward_fn is None else forward_fn
 
     def adapt() -> Kind:
-        apply, uses_key = _calling(function, 2)
-        return Kind(layer.init, lambda params, x, key, train: apply((params, x), key, train), uses_key)
+        if layer.stateful:
+            return _stateful(layer, function)
+        call, named = _calling(function, 2)
+        init_cache = layer.init_cache if forward_fn is None or "cache" in named else None
+        if init_cache is not None and "cache" not in named:
+            raise Fault(
+                "has an init_cache, but its apply takes no `cache`. While tokens are generated it is called as "
+                "apply(params, x, cache=..., position=...) and returns (y, cache); in training both are None, and it "
+                "returns y."
+            )
+        return Kind(
+            layer.init,
+            lambda params, x, context, train: with_cache(call((params, x), context, train), context),
+            "key" in named,
+            init_cache=None if init_cache is None else lambda params, x, length: init_cache(x, length),
+            knows_position="position" in named,
+        )
 
-    return Recipe(layer.name or name, (Layer, layer.init, layer.apply, forward_fn), adapt)
+    source = Layer, layer.init, layer.apply, layer.init_cache, layer.stateful, forward_fn
+    return Recipe(layer.name or name, source, adapt)
+
+
+def _stateful(layer: Layer, function: Callable[..., Tree]) -> Kind:
+    """The kind of a pair of functions with state."""
+    call, named = _calling(function, 3)
+
+    def init(part: int) -> Callable[[jax.Array, Tree], Tree]:
+        def one(key: jax.Array, x: Tree) -> Tree:
+            return _pair(layer.init(key, x), "init", "(params, state)")[part]
+
+        return one
+
+    def apply(params: Params, x: Tree, context: Context, train: bool) -> tuple[Tree, Aux]:
+        y, state = _pair(call((params, context.state, x), context, train), "apply", "(y, new state)")
+        return y, Aux(state)
+
+    return Kind(init(0), apply, "key" in named, init_state=init(1))
+
+
+def _pair(found: Any, function: str, wanted: str) -> tuple[Any, Any]:
+    if not isinstance(found, tuple) or len(found) != 2:
+        what = f"a tuple of {len(found)}" if isinstance(found, tuple) else f"a {type(found).__name__}"
+        raise Fault(
+            f"is a jaxpipe.Layer with stateful=True, whose {function} returns {wanted}, but it returned {what}."
+        )
+    return found
 
 
 def recipe_of_callable(function: Callable[..., Tree]) -> Recipe:
@@ -109,20 +241,45 @@ def recipe_of_callable(function: Callable[..., Tree]) -> Recipe:
     bare = function.func if isinstance(function, functools.partial) else function
 
     def adapt() -> Kind:
-        apply, uses_key = _calling(function, 1)
-        return Kind(lambda key, x: {}, lambda params, x, key, train: apply((x,), key, train), uses_key)
+        call, named = _calling(function, 1)
+        return Kind(
+            lambda key, x: {},
+            lambda params, x, context, train: with_cache(call((x,), context, train), context),
+            "key" in named,
+            knows_position="position" in named,
+        )
 
     return Recipe(getattr(bare, "__name__", type(bare).__name__).strip("<>"), (None, function), adapt)
 
 
-def _calling(function: Callable[..., Tree], num_data: int) -> tuple[Callable[..., Tree], bool]:
-    """`(data, key, train) -> function(*data, ...)` with the keywords that it takes, and whether it takes a key."""
+def _calling(function: Callable[..., Tree], num_data: int) -> tuple[Callable[..., Tree], Keywords]:
+    """`(data, context, train) -> function(*data, ...)` with the keywords that it takes, and these."""
     named = keywords_of(function, num_data)
 
-    def apply(data: tuple[Any, ...], key: jax.Array | None, train: bool) -> Tree:
+    def call(data: tuple[Any, ...], context: Context, train: bool) -> Tree:
+        key = context.key
         # Without a key there is no dropout.
         deterministic = not train or ("key" in named and key is None)
-        positions, names = named.arguments({"key": key, "train": train, "deterministic": deterministic})
+        values = {"key": key, "train": train, "deterministic": deterministic}
+        positions, names = named.arguments({**values, "cache": context.cache, "position": context.position})
         return function(*data, *positions, **names)
 
-    return apply, "key" in named
+    return call, named
+
+
+def with_cache(returned: Any, context: Context) -> tuple[Tree, Aux]:
+    """Output and cache from what a function has returned: a pair if it was given a cache, else the output alone.
+
+    Raises:
+      Fault: it was given a cache and returns no pair.
+    """
+    if context.cache is None:
+        return returned, Aux()
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        kind = (
+            f"{type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+        )
+        raise Fault(
+            f"was given a cache and returned a {kind}. While tokens are generated it returns a pair (y, cache)."
+        )
+    return returned[0], Aux(cache=returned[1])

@@ -15,6 +15,7 @@ from jaxpipe.mesh import DATA, manual_axes
 from jaxpipe.model import loss_weight
 from jaxpipe.model.abstract import refuse_deadlocks
 from jaxpipe.model.blame import Fault
+from jaxpipe.model.layer_out import LayerOut
 from jaxpipe.model.shapes import describe, sum_dtype
 from jaxpipe.types import AnyArray, Avals, LossFn, Tree
 
@@ -94,6 +95,11 @@ def loss_terms(loss_fn: LossFn | None, outputs: Tree, labels: Tree) -> LossTerms
         )
     result = outputs if loss_fn is None else call("loss_fn", loss_fn, outputs, labels)
     metrics: dict[str, Any] = {}
+    if isinstance(result, LayerOut):
+        raise LossError(
+            "loss_fn returned a jaxpipe.LayerOut, which is for layers. Add what you want to train to the loss, and return "
+            '(loss, {"name": metric}).'
+        )
     if isinstance(result, (tuple, list)) and len(result) == 2 and isinstance(result[1], Mapping):
         result, metrics = result[0], dict(result[1])
     elif isinstance(result, Mapping) and "loss" in result:

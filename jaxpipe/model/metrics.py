@@ -166,9 +166,45 @@ class Joined:
         join = {ADD: xp.add, LARGER: xp.maximum, SMALLER: xp.minimum}[self.rule.join]
         return Joined(tuple(join(a, b) for a, b in zip(self.terms, other.terms, strict=True)), self.rule)
 
+    def blank(self, *lead: int) -> "Joined":
+        """Terms of the same shapes that change nothing when they are joined with others; `self` may be abstract.
+
+        Args:
+          lead: dims in front of those of the terms.
+        """
+        made = [jnp.full((*lead, *a.shape), _nothing(self.rule.join, a.dtype), a.dtype) for a in self.terms]
+        return Joined(tuple(made), self.rule)
+
+    def over_first_dim(self) -> "Joined":
+        """The terms joined over their first dim, on the device."""
+        join = {ADD: jnp.sum, LARGER: jnp.max, SMALLER: jnp.min}[self.rule.join]
+        return Joined(tuple(join(a, axis=0).astype(a.dtype) for a in self.terms), self.rule)
+
     def finish(self) -> AnyArray:
         """The result of the metric, an array of the same library as the terms."""
         return self.rule.finish(self.terms)
+
+
+def joinable(found: Any, rows: int) -> dict[str, Joined]:
+    """The terms of the metrics that the user returned, but for those that keep a value per row.
+
+    Args:
+      rows: as for `Metric.terms`.
+
+    Raises:
+      LossError: as `as_metrics`.
+    """
+    made = {name: metric for name, metric in as_metrics(found).items() if metric.join != ROWS}
+    return {name: Joined(metric.terms(rows), type(metric)) for name, metric in made.items()}
+
+
+def _nothing(join: str, dtype: Any) -> float | int:
+    """What changes nothing when it is joined."""
+    if join not in (LARGER, SMALLER):
+        return 0
+    if jnp.issubdtype(dtype, jnp.floating):
+        return -np.inf if join == LARGER else np.inf
+    return jnp.iinfo(dtype).min if join == LARGER else jnp.iinfo(dtype).max
 
 
 def as_metrics(found: Any) -> dict[str, Metric]:
@@ -179,24 +215,26 @@ def as_metrics(found: Any) -> dict[str, Metric]:
     """
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise LossError(f"Metrics are a dict of names and values, got {found!r:.200}.")
-    made = {}
-    for name, value in found.items():
-        if name == "loss":
-            raise LossError('A metric cannot be named "loss": that is the name of the loss itself.')
-        if isinstance(value, (tuple, list)) and len(value) == 2:
-            value = WeightedMean(*value)
-        elif isinstance(value, Weighted):
-            value = WeightedMean(value.total, value.weight)
-        elif not isinstance(value, Metric):
-            value = Mean(value)  # pyright: ignore[reportArgumentType]  # judged below
-        for part in (value.value, value.weight) if isinstance(value, WeightedMean) else (value.value,):
-            if not isinstance(part, (jax.Array, np.ndarray, np.generic, int, float)):
-                raise LossError(
-                    f"The metric {name!r} is a {type(part).__name__}. A metric is an array (its mean is taken), a pair "
-                    "(sum, weight), or one of jaxpipe.metrics.Sum, Max, Min, Concat."
-                )
-        made[name] = value
-    return made
+    if "loss" in found:
+        raise LossError('A metric cannot be named "loss": that is the name of the loss itself.')
+    return {name: as_metric(name, value) for name, value in found.items()}
+
+
+def as_metric(name: str, value: Any) -> Metric:
+    """Makes one metric of what the user returned; raises LossError if it is none."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        value = WeightedMean(*value)
+    elif isinstance(value, Weighted):
+        value = WeightedMean(value.total, value.weight)
+    elif not isinstance(value, Metric):
+        value = Mean(value)  # pyright: ignore[reportArgumentType]  # judged below
+    for part in (value.value, value.weight) if isinstance(value, WeightedMean) else (value.value,):
+        if not isinstance(part, (jax.Array, np.ndarray, np.generic, int, float)):
+            raise LossError(
+                f"The metric {name!r} is a {type(part).__name__}. A metric is an array (its mean is taken), a pair "
+                "(sum, weight), or one of jaxpipe.metrics.Sum, Max, Min, Concat."
+            )
+    return value
 
 
 def _array(value: ArrayLike) -> jax.Array:

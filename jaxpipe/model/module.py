@@ -1,41 +1,23 @@
 """`PipelineModule`: a list of layers, its loss, and how to cut it into stages."""
 
-import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from jaxpipe.errors import DataError, LayerError, LossError
+from jaxpipe.errors import DataError, LossError
 from jaxpipe.model import keys, partition
-from jaxpipe.model.abstract import on_one_data_rank, refuse_deadlocks, with_axes, with_data_axis
-from jaxpipe.model.blame import blame
-from jaxpipe.model.capture import Captured, capture
-from jaxpipe.model.layers import BoundLayer, Layer, LayerSpec, bind
+from jaxpipe.model.axes import AxisRules
+from jaxpipe.model.costs import Costs, Recomputing, recompute
+from jaxpipe.model.layers import BoundLayer, bind, entries_of
 from jaxpipe.model.loss import LossShapes, loss_shapes
-from jaxpipe.model.shapes import avals, describe, signature
+from jaxpipe.model.specs import Layer, LayerSpec
+from jaxpipe.model.tracing import LayerShapes, Tracer
 from jaxpipe.types import Avals, Key, LossFn, Params, Tree
 
-
-@dataclass(frozen=True)
-class LayerShapes:
-    """The shapes of one layer, trees of ShapeDtypeStruct, and its trace.
-
-    Attributes:
-      params: the params that it owns; `{}` for a later use of a tied layer.
-      inputs: what it takes, leaves [B, ...].
-      outputs: what it returns, leaves [B, ...].
-      run: `run(params, x, key) -> y`, the layer as it was traced. The key is None if the layer looks at none. Without a
-        mesh there is no trace, and this is None.
-    """
-
-    params: Avals
-    inputs: Avals
-    outputs: Avals
-    run: Captured | None = None
+Traced = TypeVar("Traced")
 
 
 class PipelineModule:
@@ -47,16 +29,26 @@ class PipelineModule:
       loss_fn: `loss_fn(outputs, labels)` returns a scalar mean, or `jaxpipe.Weighted(total, weight)` for an exactly
         weighted mean. Either may be the first of a pair with a dict of metrics (see `jaxpipe.metrics`), or the entry
         "loss" of a dict with metrics. With None, the output of the last layer is the loss.
-      partition_method: "uniform", "parameters", "cost" (FLOPs as XLA counts them), "type:<regex>" (balances the layers
-        whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`.
+      partition_method: "cost" (the FLOPs of a training step, as XLA counts them), "parameters", "uniform", "type:<regex>"
+        (balances the layers whose name matches), or explicit boundaries such as `[0, 3, 6, 10]`. None is "cost" where the
+        shapes of the data are known when the model is cut, as they are to `initialize` and `Pipeline.init`, and
+        "parameters" where they are not, which is in `Pipeline.from_layers` if nothing came before it.
+      sharding: which params are cut over further axes of the mesh: pairs of a regular expression and a PartitionSpec, such
+        as `[(r"qkv/kernel", P(None, "model"))]`. The expression is searched for in "layer_003/attn/qkv/kernel", the first
+        rule that is found counts, and the spec is for the dims that the layer made.
+      axis_rules: what the names stand for that flax layers give to the dims of their params (`with_partitioning` and the
+        like), such as `{"embed": None, "mlp": "model"}`: a mesh axis, a tuple of axes, or None. They hold for params that
+        no rule in `sharding` is for. A name without an entry is that of a mesh axis.
 
     Raises:
       LayerError: `layers` is no list of layers.
+      ShardingError: `sharding` or `axis_rules` are no rules. Whether they fit mesh and params is checked later.
       LossError: `loss_fn` is not callable.
       PartitionError: `partition_method` is neither a string nor integers.
 
     Attributes:
       layers: the layers as the rest of jaxpipe uses them, in order.
+      axes: the further mesh axes that layers may name: those of the rules, and of the meshes that pipelines were made on.
       owners: for each layer, the index of the layer that owns the weights it computes with; its own index unless it is a
         later use of a tied layer.
     """
@@ -65,26 +57,33 @@ class PipelineModule:
         self,
         layers: Iterable[Any],
         loss_fn: LossFn | None = None,
-        partition_method: str | Sequence[int] = "parameters",
+        partition_method: str | Sequence[int] | None = None,
+        *,
+        sharding: Sequence[tuple[str, PartitionSpec]] | None = None,
+        axis_rules: Mapping[str, str | tuple[str, ...] | None] | None = None,
     ):
-        self.entries: tuple[Any, ...] = _entries(layers)
+        self.entries: tuple[Any, ...] = entries_of(layers)
         if loss_fn is not None and not callable(loss_fn):
             raise LossError(
                 f"PipelineModule(loss_fn={loss_fn!r}): it is a function loss_fn(outputs, labels), or None if the last "
                 "layer returns the loss."
             )
-        partition.check_method(partition_method)
+        if partition_method is not None:
+            partition.check_method(partition_method)
+        self.axis_rules = AxisRules.of(sharding, axis_rules)
+        self.axes = self.axis_rules.axes
         self.layers: tuple[BoundLayer, ...] = bind(self.entries)
         self.loss_fn = loss_fn
         self.partition_method = partition_method
-        self._counted_flops: dict[Hashable, int] = {}
-        first_use: dict[str, int] = {}
+        self.costs = Costs(self)
+        first_use: dict[Hashable, int] = {}
         for index, layer in enumerate(self.layers):
             if layer.tie is not None:
                 first_use.setdefault(layer.tie, index)
         self.owners: tuple[int, ...] = tuple(
             index if layer.tie is None else first_use[layer.tie] for index, layer in enumerate(self.layers)
         )
+        self._tracer = Tracer(self.layers, self.owners, self.axis_rules, self.axes)
 
     @property
     def num_layers(self) -> int:
@@ -96,93 +95,56 @@ class PipelineModule:
 
     def label(self, index: int) -> str:
         """The name of a layer in messages, such as `layer 2 (Block)`."""
-        return f"layer {index} ({self.layers[index].name})"
+        return self._tracer.label(index)
 
     def init_layer(self, index: int, key: Key, inputs: Tree) -> Params:
-        """Makes the params of one layer.
+        """Makes the params of one layer; see `Tracer.init_layer`."""
+        return self._tracer.init_layer(index, key, inputs)
+
+    def init_state(self, index: int, key: Key, inputs: Tree) -> Tree:
+        """Makes the state of one layer; see `Tracer.init_state`."""
+        return self._tracer.init_state(index, key, inputs)
+
+    def modules(self, layers: Sequence[Params], states: Sequence[Tree], key: Key) -> list[Any]:
+        """What the entries of the layer list are with other params and other state.
 
         Args:
-          key: the key of the model; each layer uses its own key, which is made of it.
-          inputs: arrays of the shapes that the layer takes.
+          layers, states: per layer its params and its state, as `Engine.to_layers` and `Engine.layer_state` give them.
+          key: the key of the model, for the random streams of nnx modules that `LayerSpec`s make.
 
         Returns:
-          The params; `{}` for a later use of a tied layer.
+          For each layer a new flax module, and the same object for all layers that share their weights; linen modules are
+          bound to their params and state. For a `Layer` its params, and for a function without params the function.
         """
-        if self.owners[index] != index:
-            return {}
-        return self.layers[index].init(keys.init_key(key, index), inputs)
+        found: list[Any] = []
+        for index, layer in enumerate(self.layers):
+            owner = self.owners[index]
+            if owner != index:
+                found.append(found[owner])
+            elif layer.build is not None:
+                found.append(layer.build(layers[index], states[index], keys.init_key(key, index)))
+            else:
+                entry = self.entries[index]
+                found.append(layers[index] if isinstance(entry, (Layer, LayerSpec)) else entry)
+        return found
 
     def shapes(
         self,
         example: Tree,
         params: Sequence[Params] | None = None,
-        *,
-        train: bool = True,
-        key: jax.ShapeDtypeStruct | None = keys.KEY,
-        mesh: Mesh | None = None,
+        states: Sequence[Tree] | None = None,
+        **settings: Any,
     ) -> list[LayerShapes]:
-        """Runs the layers on shapes only.
+        """Runs the layers on shapes only; see `Tracer.shapes`."""
+        return self._tracer.shapes(example, params, states, **settings)
 
-        Args:
-          example: one micro-batch of inputs, arrays or ShapeDtypeStruct [B, ...].
-          params: the params of each layer, arrays or ShapeDtypeStruct. Without them, the `init` of each layer decides.
-          train, key: what each layer is called with; `key` is the shape of a key, or None.
-          mesh: the mesh whose axes layers may name. With None, "data" is an axis of one device.
+    def on_mesh(self, mesh: Mesh, trace: Callable[[], tuple[()]]) -> None:
+        """Runs `trace` on shapes as inside of a compiled step; see `Tracer.on_mesh`."""
+        self._tracer.on_mesh(mesh, trace)
 
-        Returns:
-          The shapes of each layer, in order.
-
-        Raises:
-          LayerError: a layer does not accept what the layer before it returns. The message names both. What a layer itself
-            raises is raised as it is, with a note that names the layer.
-        """
-        found: list[LayerShapes] = []
-        trace = functools.partial(self._trace, found, example, params, train, key, mesh)
-        trace() if mesh is None else with_axes(mesh, trace)()
-        return found
-
-    def _trace(
-        self,
-        found: list[LayerShapes],
-        example: Tree,
-        params: Sequence[Params] | None,
-        train: bool,
-        key: Avals,
-        mesh: Mesh | None,
-    ) -> tuple[()]:
-        """Fills `found`; if there is a mesh, its axes are bound. Layers of one kind on the same shapes are traced once."""
-        seen: dict[Hashable, tuple[Avals, Captured | None]] = {}
-        x = avals(example)
-        for index, layer in enumerate(self.layers):
-            source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
-            with blame(self.label(index), lambda x=x, source=source: f"{source} {describe(x)}"):
-                held = self._init_shapes(index, x, mesh) if params is None else avals(params[index])
-                owned = held if self.owners[index] == index else found[self.owners[index]].params
-                args = owned, x, key if layer.kind.uses_key else None
-                same = layer.kind, signature(args)
-                apply = functools.partial(layer.kind.apply, train=train)
-                if same in seen:
-                    pass
-                elif mesh is None:
-                    seen[same] = on_one_data_rank(apply, *args), None
-                else:
-                    run = Captured(*jax.make_jaxpr(apply, return_shape=True)(*args))
-                    refuse_deadlocks(run.jaxpr, mesh)
-                    seen[same] = run.outputs, run
-            y, run = seen[same]
-            found.append(LayerShapes(held, x, y, run))
-            x = y
-        return ()
-
-    def _init_shapes(self, index: int, x: Avals, mesh: Mesh | None) -> Avals:
-        def init(x: Tree) -> Params:
-            return self.init_layer(index, jax.random.key(0), x)
-
-        if mesh is None:
-            return on_one_data_rank(init, x)
-        made = capture(init, x)
-        refuse_deadlocks(made.jaxpr, mesh)
-        return made.outputs
+    def alone(self, trace: Callable[[], Traced]) -> Traced:
+        """What `trace` gives where layers are traced as on one device; see `Tracer.alone`."""
+        return self._tracer.alone(trace)
 
     def loss_shapes(self, outputs: Avals, labels: Avals, mesh: Mesh | None = None) -> LossShapes:
         """The shapes of the loss terms of one micro-batch; see `jaxpipe.model.loss.loss_shapes`."""
@@ -206,50 +168,31 @@ class PipelineModule:
             raise DataError(f"The example {example!r} holds no array: pass one micro-batch of inputs, or its shapes.")
         return self.partition_from(num_stages, lambda: self.shapes(example))
 
-    def partition_from(self, num_stages: int, shapes: Callable[[], list[LayerShapes]]) -> tuple[int, ...]:
-        """The same as `partition`, except that `shapes` is called only if the method needs the shapes."""
+    def partition_from(
+        self,
+        num_stages: int,
+        shapes: Callable[[], list[LayerShapes]],
+        recomputing: Recomputing = recompute,
+        default: str = "cost",
+        frozen: Callable[[int], Collection[int]] = lambda layer: (),
+    ) -> tuple[int, ...]:
+        """The same as `partition`, except that `shapes` is called only if the method needs the shapes.
+
+        Args:
+          recomputing: what the rematerialisation mode does to the function of a layer; that of "layer" by default.
+          default: the method where the user has named none.
+          frozen: for each layer the numbers of the leaves of its params that are frozen, which cost less.
+        """
 
         def weights(method: str) -> list[int]:
             if method == "parameters":
                 return [sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(s.params)) for s in shapes()]
-            return self.flops(shapes())
+            return self.costs.training(shapes(), recomputing, frozen)
 
         return partition.partition(
-            self.partition_method,
+            default if self.partition_method is None else self.partition_method,
             num_layers=self.num_layers,
             num_stages=num_stages,
             names=[layer.name for layer in self.layers],
             weights=weights,
         )
-
-    def flops(self, shapes: list[LayerShapes]) -> list[int]:
-        """The floating-point operations of the forward of each layer, as XLA counts them before it optimizes."""
-        counted = self._counted_flops
-        flops = []
-        for index, (layer, shape) in enumerate(zip(self.layers, shapes, strict=True)):
-            held = shapes[self.owners[index]].params
-            seen = (layer.kind, str(avals((held, shape.inputs))))
-            if seen not in counted:
-                source = f"{self.label(index - 1)} returns" if index else "the example inputs are"
-                with blame(self.label(index), lambda x=shape.inputs, source=source: f"{source} {describe(x)}"):
-                    run = with_data_axis(lambda p, x, f=layer.apply: f(p, x, None, True), 1)
-                    lowered = jax.jit(run).lower(held, shape.inputs)
-                counted[seen] = int((lowered.cost_analysis() or {}).get("flops", 0))
-            flops.append(counted[seen])
-        return flops
-
-
-def _entries(layers: Any) -> tuple[Any, ...]:
-    """The entries of a list of layers; raises LayerError for anything else, such as a set, a dict or a single layer."""
-    if (
-        isinstance(layers, (Layer, LayerSpec, str, bytes, Mapping, Set))
-        or callable(layers)
-        or not isinstance(layers, Iterable)
-    ):
-        shown = " ".join(repr(layers).split())
-        shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise LayerError(
-            f"PipelineModule({shown}): the first argument is a {type(layers).__name__}, but it is the list of layers, in "
-            "order, such as [jaxpipe.LayerSpec(Embed, 64), jaxpipe.LayerSpec(Block, 64), jax.nn.relu]."
-        )
-    return tuple(layers)

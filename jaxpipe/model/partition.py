@@ -172,6 +172,8 @@ def partition(
     if method == "uniform":
         return uniform(num_layers, num_stages)
     if method in METHODS:
+        if num_stages in (1, num_layers):
+            return uniform(num_layers, num_stages)  # there is one way to cut, so nothing needs to be counted
         computed = weights(method)
         assert len(computed) == num_layers, f"{len(computed)} weights for {num_layers} layers: a bug in jaxpipe"
         return balanced(computed, num_stages)

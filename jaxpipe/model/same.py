@@ -32,7 +32,9 @@ _POINTER = struct.calcsize("P")
 # Types of JAX and NumPy that are immutable, and whose own `==` compares everything.
 _OF_JAX = (np.dtype, jax.sharding.Mesh, jax.sharding.PartitionSpec, jax.sharding.NamedSharding)
 
-_opened: dict[type, Callable[[Any], dict[str, Any]]] = {}
+_opened: dict[type, Callable[[Any], dict[str, Any]]] = {
+    jax.tree_util.PyTreeDef: lambda tree: {"node": tree.node_data(), "children": tree.children()},
+}
 
 
 def open_with(kind: type, attributes: Callable[[Any], dict[str, Any]]) -> None:

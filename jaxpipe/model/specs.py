@@ -4,12 +4,14 @@ A spec is built late, so that no device ever holds the whole model. `layers` tur
 described in `kinds`.
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from jaxpipe.errors import LayerError
+from jaxpipe.model.sown import Takes
 from jaxpipe.types import Params, Tree
 
 
@@ -23,14 +25,25 @@ class Layer:
         rank; None when the caller gave no key), `train` and `deterministic` (bool); they are passed where they have no
         default, or None, or for the flags a bool.
       name: shown in messages and used in the names of parameters; no part of what makes layers alike.
+      init_cache: `init_cache(x, length) -> cache` for a layer that mixes positions, any pytree with leaves of fixed shapes.
+        While tokens are generated, `x` is its input for the prompts, leaves [B, T, ...], `length` that of prompt and new
+        tokens, and it is called as `apply(params, x, ..., cache=, position=)` with chunks [B, n, ...] of any length n that
+        begin at `position`, int32 []; it returns `(y, cache)`. Otherwise both keywords are None, and it returns y. A layer
+        that only has to know where a position stands names `position` alone.
+      stateful: whether the layer has state, such as running means: `init(key, x) -> (params, state)`, and
+        `apply(params, state, x) -> (y, new state)`. The micro-batches of training change it, one after the other. It keeps
+        the structure, shapes and dtypes that `init` gave it, and is a constant to derivatives. An evaluation reads it, and
+        what it returns there is not kept.
 
     Raises:
-      LayerError: `init` or `apply` is not callable, or `name` no string.
+      LayerError: `init`, `apply` or `init_cache` is not callable, `name` no string, or `stateful` no bool.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., Tree]
     name: str = ""
+    stateful: bool = False
+    init_cache: Callable[..., Tree] | None = None
 
     def __post_init__(self):
         for what in ("init", "apply"):
@@ -39,8 +52,17 @@ class Layer:
                     f"Layer({what}={getattr(self, what)!r}): a layer is a pair of functions, init(key, x) -> params and "
                     "apply(params, x) -> y. One without parameters is a plain function in the layer list."
                 )
+        if self.init_cache is not None and not callable(self.init_cache):
+            raise LayerError(
+                f"Layer(init_cache={self.init_cache!r}): it is a function init_cache(x, length) -> cache, or None for a "
+                "layer that keeps nothing of the positions before."
+            )
         if not isinstance(self.name, str):
             raise LayerError(f"Layer(name={self.name!r}): the name of a layer is a string.")
+        if not isinstance(self.stateful, bool):
+            raise LayerError(
+                f"Layer(stateful={self.stateful!r}): True for a layer whose init returns (params, state), else False."
+            )
 
 
 class LayerSpec:
@@ -58,6 +80,27 @@ class LayerSpec:
                 "jaxpipe.Layer; the arguments to build it with follow."
             )
         self.target, self.args, self.kwargs = target, args, kwargs
+        self.takes = Takes()
+
+    def sown(self, losses: Any = (), metrics: Any = ()) -> Self:
+        """The same layer, of which what its flax module sows is taken.
+
+        A sown value is named by its path in the module, such as "experts/balance". What is sown several times under one
+        name in a call is added up (a loss) or averaged (a metric). See `LayerOut` for what becomes of both.
+
+        Args:
+          losses, metrics: what is one: names of collections (flax.linen), such as "losses", or types of variables
+            (flax.nnx), such as `nnx.Intermediate`; several of them in a tuple.
+
+        Returns:
+          A new spec.
+
+        Raises:
+          LayerError: it is neither, or one is among both.
+        """
+        made = copy.copy(self)
+        made.takes = Takes.of(losses, metrics)
+        return made
 
     @property
     def name(self) -> str:

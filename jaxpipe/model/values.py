@@ -6,7 +6,7 @@ where a value came from. PRNG keys stay keys; where only plain numbers can go (m
 translate.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.model.blame import Fault
-from jaxpipe.model.shapes import aval, is_key
-from jaxpipe.types import KeyPath, Tree
+from jaxpipe.model.shapes import aval, is_inexact, is_key
+from jaxpipe.types import KeyPath, Leaves, Tree
 
 
 def canonical(tree: Tree) -> Tree:
@@ -69,3 +69,21 @@ def _impl(key: jax.ShapeDtypeStruct) -> Hashable:
     found: list[Hashable] = []
     jax.eval_shape(lambda k: found.append(jax.random.key_impl(k)), key)
     return found[0]
+
+
+def split_inexact(tree: Tree, but: Collection[int] = ()) -> tuple[Leaves, Callable[[Leaves], Tree]]:
+    """The leaves that have derivatives, and the function that puts such leaves back into the tree.
+
+    Args:
+      but: the numbers of leaves that are left out.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    chosen = [i for i, leaf in enumerate(leaves) if is_inexact(leaf) and i not in but]
+
+    def rebuild(values: Leaves) -> Tree:
+        full = list(leaves)
+        for i, value in zip(chosen, values, strict=True):
+            full[i] = value
+        return jax.tree.unflatten(structure, full)
+
+    return [leaves[i] for i in chosen], rebuild

@@ -7,8 +7,10 @@ from typing import Any, Self, TextIO, TypeAlias
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxpipe.monitor.late import Late
+from jaxpipe.processes.first import is_first
 
 __all__ = ["Progress"]
 
@@ -33,7 +35,9 @@ class Progress:
       tokens_per_step: shows the speed in tokens/s; 0 shows it in steps/s.
       unit: the name of what one `update` counts.
       stream: where to write; standard output by default.
-      enabled: False shows nothing. With several processes pass `jax.process_index() == 0`.
+      enabled: False shows nothing. With several processes only the first one shows anything.
+      mesh: of the engine that is shown: with several processes, the first one that has a part of this mesh counts. Without
+        it, that is process 0.
 
     Attributes:
       finished: number of steps that have finished.
@@ -47,13 +51,14 @@ class Progress:
         unit: str = "step",
         stream: TextIO | None = None,
         enabled: bool = True,
+        mesh: Mesh | None = None,
     ):
         self.total_steps, self.tokens_per_step, self.finished, self.unit = total_steps, tokens_per_step, 0, unit
-        self._stream, self._enabled, self._bar = stream or sys.stdout, enabled, None
+        self._stream, self._enabled, self._bar = stream or sys.stdout, enabled and is_first(mesh), None
         self._pending, self._loss = Late[Loss](), None
         self._line = time.monotonic(), 0  # when the last line was written, and at which step
         self._base: tuple[float, int] | None = None  # when the clock was started, after compilation, and at which step
-        if enabled and self._stream.isatty():
+        if self._enabled and self._stream.isatty():
             self._bar = self._make_bar()
 
     def __enter__(self) -> Self:

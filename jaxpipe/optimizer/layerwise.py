@@ -23,8 +23,9 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.model.layout import Layout
+from jaxpipe.layout.layout import Layout
 from jaxpipe.model.shapes import describe
+from jaxpipe.optimizer import padded
 from jaxpipe.optimizer.arguments import Optimizer, calling, fitted, plain_numpy_rules
 from jaxpipe.optimizer.call import Call
 from jaxpipe.optimizer.natural import NaturalTree, Place, abstract
@@ -88,7 +89,7 @@ class Layerwise:
           params, extra: trees that hold any number of params trees.
 
         Returns:
-          (updates, new state). Updates have the shapes and the shardings of the params.
+          (updates, new state). Updates have the shapes and the shardings of the params; None for what is frozen.
 
         Raises:
           ConfigError: `grads` holds no params tree, or the optimizer returns updates that do not fit the params.
@@ -111,18 +112,24 @@ class Layerwise:
         updates = []
         for number, part in enumerate(parts):
             if not self.tree.is_natural(part):
-                updates.append(rest.pop(0))
+                updates.append(padded.fitted(rest.pop(0), part.shape))
                 continue
             single = [place.cell for place in self.tree.places if place.home is None]
             cells = dict(zip(single, [rest.pop(0) for _ in single], strict=True))
             cells |= {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == number}
             made = self.tree.params(cells)
-            updates.append(jax.lax.with_sharding_constraint(made, self.layout.shardings(self.mesh)))
+            shardings = self.layout.trained(self.layout.shardings(self.mesh))
+            updates.append(jax.lax.with_sharding_constraint(made, shardings))
         return jax.tree.unflatten(structure, updates), self._state(stacked, rest)
 
     def natural_state(self, state: OptState) -> Tree:
         """The state in the structure and the shapes in which optax would hold it for the natural tree."""
         return self.plan.natural(state)
+
+    @property
+    def traces(self) -> list[jex.ClosedJaxpr]:
+        """The updates that were traced so far, the first one when this was made: what the optimizer does."""
+        return [trace for trace, _ in self._traces.values()]
 
     def shardings(self) -> OptState:
         """The sharding of each array of the state."""
@@ -156,11 +163,12 @@ class Layerwise:
 
     def _state(self, stacked: Stacked, rest: list[ArrayLike]) -> OptState:
         """Makes the stored state of the results of a run."""
-        avals = {(leaf.stack, leaf.name): leaf.aval for leaf in self.plan.leaves}
+        leaves = {(leaf.stack, leaf.name): leaf for leaf in self.plan.leaves}
         names = [leaf.name for leaf in self.plan.leaves if leaf.home is None]
         ours = {(stack, name): a for (stack, (n, name)), a in stacked.items() if n == STATE}
-        ours = {key: _strong(a, avals[key]) for key, a in ours.items()}
-        loose = {name: _strong(a, avals[None, name]) for name, a in zip(names, rest, strict=True)}
+        ours = {key: self.plan.padded(leaves[key], _strong(a, leaves[key].aval)) for key, a in ours.items()}
+        found = {name: (leaves[None, name], a) for name, a in zip(names, rest, strict=True)}
+        loose = {name: self.plan.padded(leaf, _strong(a, leaf.aval)) for name, (leaf, a) in found.items()}
         state = self.plan.stored(ours, loose)
         return jax.lax.with_sharding_constraint(state, self.shardings())
 

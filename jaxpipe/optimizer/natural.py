@@ -3,7 +3,8 @@
     {"layer_000": what the layer's init made, "layer_001": ..., ...}
 
 The natural tree has one entry per layer that owns weights. Layers without weights and the later uses of a tied layer have
-no entry. Leaves without derivatives (integers, booleans) are None in it, because no optimizer should see them.
+no entry. Leaves without derivatives (integers, booleans) are None in it, and so are those that are frozen, because no
+optimizer should see them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 
-from jaxpipe.model.layout import Layout, address_and_rest, is_stack, layer_name
+from jaxpipe.layout.layout import Layout, address_and_rest, is_stack
+from jaxpipe.layout.placement import Placement, fit
+from jaxpipe.model.paths import layer_name
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.optimizer.trace import Home
 from jaxpipe.types import Avals, KeyPath, Params, Tree
@@ -55,6 +57,7 @@ class NaturalTree:
       layer_of: the layer of each entry; the inverse of `names`.
       shapes: the natural tree, with a ShapeDtypeStruct per leaf.
       places: for each leaf of the natural tree, in order, where it is stored.
+      placements: how each leaf is cut, by its path, its dims counted as in the layer.
     """
 
     def __init__(self, layout: Layout):
@@ -62,13 +65,19 @@ class NaturalTree:
         stored = layout.shapes()
         self.names = {layer: layer_name(layer) for layer in layout.owned(stored)}
         self.layer_of = {name: layer for layer, name in self.names.items()}
-        leaves, self._structure = jax.tree_util.tree_flatten_with_path(stored)
-        self._cells = [self._cell(path) if is_inexact(leaf) else None for path, leaf in leaves]
+        trained = layout.trained(stored)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(trained, is_leaf=_is_none)
+        self._structure, self._trained = jax.tree.structure(stored), jax.tree.structure(trained)
+        self._cells = [self._cell(path) if leaf is not None and is_inexact(leaf) else None for path, leaf in leaves]
         self.shapes = self.read(stored)
         self._natural_structure = jax.tree.structure(self.shapes)
         stack_of = {layer: stack.name for stack in layout.stacks.values() for layer in stack.places}
         self.places: list[Place] = []
+        placements = {self.names[layer]: layout.placements_of(layer) for layer in self.names}
+        by_path = {text(path): placement for path, placement in jax.tree_util.tree_flatten_with_path(placements)[0]}
+        self.placements: dict[str, Placement] = {}
         for path, _ in jax.tree_util.tree_flatten_with_path(self.shapes)[0]:
+            self.placements[text(path)] = by_path[text(path)]
             layer = self.layer_of[path[0].key]
             stack = stack_of.get(layer)
             self.places.append(Place(layer, (stack, text(path[1:])) if stack else (None, text(path))))
@@ -84,30 +93,31 @@ class NaturalTree:
         """The natural tree of a params tree.
 
         Args:
-          params: leaves are arrays or ShapeDtypeStruct: [S, slots, ...] in stacks, and as the layer made them elsewhere.
+          params: leaves are arrays or ShapeDtypeStruct, [S, slots, ...] in stacks; they may be padded.
 
         Returns:
           The same kind of leaves, each in the shape that its layer made.
         """
-        layers = {self.names[layer]: own for layer, own in self.layout.owned(params).items()}
-        return jax.tree.map(lambda a: a if is_inexact(a) else None, layers)
+        owned = self.layout.owned(params)
+        layers = {self.names[layer]: own for layer, own in owned.items()}
+        frozen = {self.names[layer]: self.layout.frozen.layers[layer] for layer in owned}
+        return jax.tree.map(lambda f, a: None if f or a is None or not is_inexact(a) else a, frozen, layers)
 
     def cells(self, params: Params) -> dict[Cell, Any]:
         """The leaves of a params tree, without those that no optimizer sees. They may be arrays, shapes or shardings."""
-        return {cell: a for cell, a in zip(self._cells, jax.tree.leaves(params), strict=True) if cell is not None}
+        leaves = jax.tree.leaves(params, is_leaf=_is_none)
+        return {cell: a for cell, a in zip(self._cells, leaves, strict=True) if cell is not None}
 
     def params(self, cells: Mapping[Cell, ArrayLike]) -> Params:
-        """The params tree of such leaves, with zeros for the leaves that no optimizer sees."""
-        blank = jax.tree.leaves(self.layout.shapes())
-        leaves = [
-            jnp.zeros(a.shape, a.dtype) if cell is None else cells[cell]
-            for cell, a in zip(self._cells, blank, strict=True)
-        ]
-        return jax.tree.unflatten(self._structure, leaves)
+        """The params tree of such leaves, with zeros in the padding and for integers, and None for what is frozen."""
+        blank, structure = jax.tree.flatten(self.layout.trained(self.layout.shapes()), is_leaf=_is_none)
 
-    def shardings(self, mesh: Mesh) -> dict[Cell, NamedSharding]:
-        """The sharding of each leaf that an optimizer sees."""
-        return self.cells(self.layout.shardings(mesh))
+        def leaf(cell: Cell | None, a: jax.ShapeDtypeStruct | None) -> Any:
+            if a is None:
+                return None
+            return jnp.zeros(a.shape, a.dtype) if cell is None else fit(jnp.asarray(cells[cell]), a.shape)
+
+        return jax.tree.unflatten(structure, [leaf(cell, a) for cell, a in zip(self._cells, blank, strict=True)])
 
     # ------------------------------------------------------------------------------------- trees that hold such trees
 
@@ -116,8 +126,8 @@ class NaturalTree:
         return any(map(self.is_params, jax.tree.leaves(tree, is_leaf=self.is_params)))
 
     def is_params(self, x: Tree) -> bool:
-        """Whether `x` has the structure of the params tree."""
-        return isinstance(x, dict) and jax.tree.structure(x) == self._structure
+        """Whether `x` has the structure of the params tree, or of gradients, which have None for what is frozen."""
+        return isinstance(x, dict) and jax.tree.structure(x) in (self._structure, self._trained)
 
     def is_natural(self, x: Tree) -> bool:
         """Whether `x` has the structure of the natural tree."""
@@ -139,6 +149,10 @@ class NaturalTree:
         """
         parts, structure = jax.tree.flatten(tree, is_leaf=self.is_params)
         return parts, lambda values: jax.tree.unflatten(structure, values)
+
+
+def _is_none(leaf: object) -> bool:
+    return leaf is None
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:

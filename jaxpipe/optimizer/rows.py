@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxpipe.model.layout import Stack
+from jaxpipe.layout.entries import Stack
+from jaxpipe.optimizer import padded
 from jaxpipe.optimizer.calls import masked_while
 from jaxpipe.optimizer.trace import ArrayKey, Equation, Value
+from jaxpipe.types import Shape
 
 Place = tuple[int, int]  # (rank, slot)
 
@@ -43,9 +45,12 @@ class Rows:
         places = self.stacks[eqn.home[0]].places
         rows = {places[each.home[1]]: each for each in group if each.home is not None}
         slots = sorted({slot for _, slot in rows})
-        operands = [
-            self.fetch({place: e.inputs[i] for place, e in rows.items()}, slots) for i in range(len(eqn.inputs))
-        ]
+        inputs = [{place: e.inputs[i] for place, e in rows.items()} for i in range(len(eqn.inputs))]
+        wide = padded.form(eqn, [self._shape(values.values()) for values in inputs])
+        operands = []
+        for number, values in enumerate(inputs):
+            array, by_row = self.fetch(values, slots, wide)
+            operands.append((padded.operand(eqn, number, array, wide, lead=int(by_row)), by_row))
         wanted = None
         if eqn.primitive.name == "while" and len(rows) < self.num_ranks * len(slots):
             wanted = self._mask(rows, slots)
@@ -85,17 +90,26 @@ class Rows:
             return jax.lax.map(one, jnp.arange(count))
         return jax.vmap(function, axes)(*args)
 
-    def fetch(self, rows: Mapping[Place, Value], slots: Sequence[int]) -> tuple[Any, bool]:
+    def _shape(self, values: Iterable[Value]) -> Shape:
+        """The shape in which values, which have one in the trace, are there; a padded one if one of them is padded."""
+        found = [self.arrays[v.held_in].shape[1:] if v.home else np.shape(self._loose(v)) for v in values]
+        own = next(iter(values)).aval.shape
+        return next((shape for shape in found if shape != own), own)
+
+    def fetch(self, rows: Mapping[Place, Value], slots: Sequence[int], wide: Shape | None = None) -> tuple[Any, bool]:
         """One operand of a group.
 
         Args:
           rows: the value that each layer of the group reads, by the place of the layer.
           slots: the K slots that are computed.
+          wide: the padded shape that arrays which are no scalars are to have; None: the shape in the trace.
 
         Returns:
           An array [K, ...] and True; or one array [...] that all layers read, and False. In an array [K, ...] the rows
           of layers that are not in `rows` hold arbitrary numbers.
         """
+        own = next(iter(rows.values())).aval.shape
+        shape = wide if wide is not None and own else own
         alone = {place: v for place, v in rows.items() if not v.home}
         held: dict[ArrayKey, list[Place]] = {}
         for place, v in rows.items():
@@ -106,18 +120,19 @@ class Rows:
             first = next(iter(alone.values()))
             several = len(set(alone.values())) > 1
             if not several and not held:
-                return self._loose(first), False
+                return padded.fitted(self._loose(first), shape), False
             if several:
                 grid = [self._loose(alone.get((r, k), first)) for r in range(self.num_ranks) for k in slots]
-                table = jnp.stack([jnp.asarray(a, first.aval.dtype) for a in grid])
+                table = jnp.stack([jnp.asarray(padded.fitted(a, shape), first.aval.dtype) for a in grid])
                 result = self._mine(table.reshape(self.num_ranks, len(slots), *table.shape[1:]))
             else:
-                value = jnp.asarray(self._loose(first), first.aval.dtype)
+                value = jnp.asarray(padded.fitted(self._loose(first), shape), first.aval.dtype)
                 result = jnp.broadcast_to(value, (len(slots), *value.shape))
         for key, places in held.items():
             # None of these layers reads a slot that the array does not have, so any row will do.
             at = [self.slots[key].index(slot) if slot in self.slots[key] else 0 for slot in slots]
             array = self.arrays[key]
+            array = padded.fitted(array, (array.shape[0], *shape))
             if at != list(range(array.shape[0])):
                 array = jnp.stack([array[i] for i in at])
             if result is not None:
@@ -126,12 +141,16 @@ class Rows:
         return result, True
 
     def stored(self, stack: Stack, rows: Mapping[Place, Value]) -> jax.Array:
-        """This rank's row [slots, ...] of a stored array: the values of the layers at `rows`, and zeros elsewhere."""
-        slots = list(range(stack.slots))
-        array, by_row = self.fetch(rows, slots)
+        """This rank's row [slots, ...] of a stored array: the values of the layers at `rows`, and zeros elsewhere.
+
+        It has padding, filled with zeros, if the values are there with padding.
+        """
+        slots, own = list(range(stack.slots)), next(iter(rows.values())).aval.shape
+        array, by_row = self.fetch(rows, slots, self._shape(rows.values()))
         if not by_row:
             array = jnp.asarray(array, next(iter(rows.values())).aval.dtype)
             array = jnp.broadcast_to(array, (len(slots), *array.shape))
+        array = padded.zeroed(array, (len(slots), *own))
         if len(rows) < self.num_ranks * stack.slots and not jnp.issubdtype(array.dtype, jax.dtypes.extended):
             array = jnp.where(_wide(self._mask(rows, slots), array), array, jnp.zeros_like(array))
         return array

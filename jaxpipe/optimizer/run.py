@@ -13,8 +13,9 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
+from jaxpipe.layout.layout import Layout
 from jaxpipe.mesh import PIPE, manual_axes
-from jaxpipe.model.layout import Layout
+from jaxpipe.optimizer import padded
 from jaxpipe.optimizer.collect import everywhere
 from jaxpipe.optimizer.groups import Grouped
 from jaxpipe.optimizer.rows import Rows
@@ -38,11 +39,12 @@ def run(
 
     Args:
       inputs: for each input of the trace, its value; None for those with a home.
-      held: the arrays [S, slots, ...] that hold the inputs with a home, by key.
+      held: the arrays [S, slots, ...] that hold the inputs with a home, by key. These and `inputs` may have padding.
       targets: for each output, where it is to be stored.
 
     Returns:
-      The results that are stored in stacks, [S, slots, ...]; and the others, in the order of the outputs.
+      The results that are stored in stacks, [S, slots, ...]; and the others, in the order of the outputs. They may have
+      padding, filled with zeros.
     """
     return _Run(grouped, layout, mesh, inputs, held, targets).everything()
 
@@ -74,6 +76,8 @@ class _Run:
                     value = self.moved.setdefault(value, Value(value.aval))
                 self.ends.setdefault((stack, name), {})[layout.stacks[stack].places[layer]] = value
         self.made = grouped.made_at()
+        values = [*trace.inputs, *(v for eqn in trace.equations for v in eqn.outputs)]
+        self.shapes = {v.held_in: v.aval.shape for v in values if v.home}
         self.reads = {level: grouped.reads(level) for level in grouped.groups}
         self.reads[grouped.last] = list(dict.fromkeys(v for rows in self.ends.values() for v in rows.values()))
         self.last_read = {v.held_in: level for level in sorted(self.reads) for v in self.reads[level] if v.home}
@@ -86,12 +90,13 @@ class _Run:
             if level >= 0:
                 stored |= self._on_ranks(level)
             for eqn in self.grouped.plain.get(level, ()):
-                self.known.update(zip(eqn.outputs, eqn.bind(*map(self._read, eqn.inputs)), strict=True))
-        rest = [self._read(v) for v, t in zip(self.grouped.trace.outputs, self.targets, strict=True) if t is None]
+                self.known.update(zip(eqn.outputs, padded.compute(eqn, list(map(self._read, eqn.inputs))), strict=True))
+        outputs = [v for v, t in zip(self.grouped.trace.outputs, self.targets, strict=True) if t is None]
+        rest = [padded.zeroed(self._read(v), v.aval.shape) for v in outputs]
         return stored, rest
 
     def _read(self, v: Value) -> ArrayLike:
-        """The numbers of a value, on all ranks."""
+        """The numbers of a value, on all ranks; those without a home may have padding."""
         if v.home is None:
             return v.constant if v.constant is not None else self.known[v]
         rank, slot = self.layout.stacks[v.home[0]].places[v.home[1]]
@@ -123,14 +128,16 @@ class _Run:
                 rows.compute(group)
             done = [rows.stored(self.layout.stacks[stack], each)[None] for (stack, _), each in ends.items()]
             kept = [rows.arrays[key][None] for key in keep]
-            return kept, everywhere([rows.arrays[key] for key in wanted], self.mesh), done
+            sent = [padded.fitted(a := rows.arrays[key], (a.shape[0], *self.shapes[key])) for key in wanted]
+            return kept, everywhere(sent, self.mesh), done
 
         kept, copies, done = jax.shard_map(
             on_rank,
             mesh=self.mesh,
             in_specs=(P(PIPE), P(PIPE), P()),
             out_specs=(P(PIPE), P(), P(PIPE)),
-            axis_names=manual_axes(self.mesh),
+            # Arrays cut over the data ranks are left to the compiler: what treats entries separately moves nothing.
+            axis_names=frozenset({PIPE}) if self.layout.cuts_data else manual_axes(self.mesh),
             check_vma=False,  # optimizers do not annotate what varies
         )(self._ranks(), [self.held[key] for key in taken], [self.known[v] for v in loose])
         self.held.update(zip(keep, kept, strict=True))

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from jaxpipe.mesh import PIPE
+from jaxpipe.layout.entries import in_stack
+from jaxpipe.layout.placement import Placement, fit
 from jaxpipe.optimizer.natural import NaturalTree, abstract, text
 from jaxpipe.optimizer.trace import Home
 from jaxpipe.types import Avals, KeyPath, Structure, Tree
-
-P = PartitionSpec
 
 
 class OptState(NamedTuple):
@@ -123,15 +122,18 @@ class StatePlan:
 
     def __init__(self, tree: NaturalTree, structure: Structure, leaves: Sequence[StateLeaf]):
         self.tree, self.structure, self.leaves = tree, structure, list(leaves)
+        paths = jax.tree_util.tree_flatten_with_path(tree.shapes)[0]
+        self._shapes = {text(path): leaf.shape for path, leaf in paths}
 
     def natural(self, state: OptState) -> Tree:
         """The state in the structure and the shapes in which optax would hold it for the natural tree."""
 
         def one(leaf: StateLeaf) -> jax.Array:
             if leaf.home is None:
-                return state.rest[leaf.name]
+                return fit(state.rest[leaf.name], leaf.aval.shape)
             stack, layer = leaf.home
-            return state.stacked[stack][leaf.name][self.tree.layout.stacks[stack].places[layer]]
+            array = state.stacked[stack][leaf.name][self.tree.layout.stacks[stack].places[layer]]
+            return fit(array, leaf.aval.shape)
 
         return jax.tree.unflatten(self.structure, map(one, self.leaves))
 
@@ -147,20 +149,35 @@ class StatePlan:
             groups[stack][name] = array
         return OptState(groups, dict(rest))
 
-    def shardings(self, mesh: Mesh) -> OptState:
-        """The sharding of each array of a stored state.
+    def placement(self, leaf: StateLeaf) -> Placement:
+        """How the array that a leaf is stored in, or with others of its stack, is cut.
 
-        Stacks are sharded over the ranks. A leaf that has the shape of the param that it is about is sharded like that
-        param. Everything else lies on all devices.
+        Stacks are cut over the ranks. A leaf in the shape of the param that it is about, perhaps with more dims in front,
+        is cut like that param. Of all others, those that a layer is known to use alone are cut over the data ranks if
+        params are.
         """
-        params = self.tree.shardings(mesh)
-        shapes = self.tree.cells(self.tree.layout.shapes())
+        own = Placement()
+        if leaf.like is not None:
+            shape = self._shapes[leaf.like]
+            lead = len(leaf.aval.shape) - len(shape)
+            if lead >= 0 and leaf.aval.shape[lead:] == shape:
+                own = self.tree.placements[leaf.like].behind(lead)
+        elif leaf.layer is not None and not leaf.inside:
+            own = self.tree.layout.over_data(leaf.aval)
+        return own if leaf.stack is None else in_stack(own)
+
+    def padded(self, leaf: StateLeaf, array: Any) -> Any:
+        """An array that a leaf is stored in, or with others of its stack, with zeros in the padding."""
+        shape = leaf.aval.shape if leaf.stack is None else (*array.shape[:2], *leaf.aval.shape)
+        return fit(array, self.placement(leaf).stored(shape))
+
+    def shardings(self, mesh: Mesh) -> OptState:
+        """The sharding of each array of a stored state; what is about no layer lies on all devices."""
         stacked, rest = {}, {}
         for leaf in self.leaves:
+            sharding = NamedSharding(mesh, self.placement(leaf).spec)
             if leaf.stack is not None:
-                stacked[leaf.stack, leaf.name] = NamedSharding(mesh, P(PIPE))
-                continue
-            cell = (None, leaf.like or "")
-            same = cell in params and shapes[cell].shape == leaf.aval.shape
-            rest[leaf.name] = params[cell] if same else NamedSharding(mesh, P())
+                stacked[leaf.stack, leaf.name] = sharding
+            else:
+                rest[leaf.name] = sharding
         return self.stored(stacked, rest)

@@ -1,5 +1,6 @@
 """`Pipeline.optimizer`: a gradient transformation over the params trees of a pipeline."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -8,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.model.layout import Layout
+from jaxpipe.layout.layout import Layout
 from jaxpipe.optimizer.arguments import checked, explaining
 from jaxpipe.optimizer.layerwise import Layerwise
 from jaxpipe.optimizer.state import OptState
@@ -61,7 +62,9 @@ class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
 
         @jax.jit
         def run(grads: Params, state: OptState, params: Params, extra: dict[str, Tree]) -> tuple[Params, OptState]:
-            return layerwise(grads if params is None else params, extra).update(grads, state, params, **extra)
+            made = layerwise(grads if params is None else params, extra)
+            updates, after = made.update(grads, state, params, **extra)
+            return jax.tree.map(functools.partial(_whole, made), updates, is_leaf=made.tree.is_params), after
 
         def update(updates: Params, state: Any, params: Params = None, **extra: Any) -> tuple[Params, Any]:
             for name, value in extra.items():
@@ -80,3 +83,18 @@ class LayerwiseTransformation(optax.GradientTransformationExtraArgs):
         transformation = cls(init, update)
         transformation.natural_state = natural_state
         return transformation
+
+
+def _whole(on: Layerwise, updates: Params) -> Params:
+    """Updates in the structure of the params. What is frozen gets minus zeros: added to a number, they never change it."""
+    if not on.tree.is_params(updates):
+        return updates
+    shapes = on.layout.shapes()
+    shardings = on.layout.shardings(on.mesh)
+
+    def whole(like: jax.ShapeDtypeStruct, sharding: Any, update: jax.Array | None) -> jax.Array:
+        if update is not None:
+            return update
+        return jax.lax.with_sharding_constraint(jax.numpy.full(like.shape, -0.0, like.dtype), sharding)
+
+    return jax.tree.map(whole, shapes, shardings, updates)

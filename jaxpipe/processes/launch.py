@@ -7,13 +7,14 @@ code is that of the launch.
 
 import contextlib
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -93,8 +94,8 @@ class Launch:
           and 130 after Ctrl-C.
         """
         for attempt in range(self.restarts + 1):
-            code = _Processes(self).wait()
-            if code in (0, 128 + signal.SIGINT) or attempt == self.restarts:
+            code, asked = _Processes(self).wait()
+            if code == 0 or asked or attempt == self.restarts:
                 return code
             _say(
                 f"attempt {attempt + 1} failed with exit code {code}; starting again ({self.restarts - attempt} left)."
@@ -110,8 +111,13 @@ class _Processes:
         coordinator = launch.coordinator or f"127.0.0.1:{_free_port()}"
         self.running: list[subprocess.Popen[bytes]] = []
         self.readers: list[threading.Thread] = []
-        self._asked: int | None = None  # the signal that this launch was sent
-        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()  # in the order in which they end
+        self._asked: queue.SimpleQueue[int] = queue.SimpleQueue()  # the signals that this launch was sent
+        self._deadline = float("inf")
+        self._handlers = {
+            number: signal.signal(number, lambda number, _: self._asked.put(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             for number in range(launch.num_processes):
                 process = subprocess.Popen(
@@ -123,64 +129,91 @@ class _Processes:
                     start_new_session=True,  # Ctrl-C in the terminal comes to this process, which passes it on
                 )
                 self.running.append(process)
-                assert process.stdout is not None
-                reader = threading.Thread(target=_copy, args=(process.stdout, launch.process_id(number)), daemon=True)
-                reader.start()
-                self.readers.append(reader)
+                self.readers.append(self._thread(_copy, process.stdout, launch.process_id(number)))
+                self._thread(self._await, number)
         except BaseException:
             self._end(signal.SIGKILL)
             self._restore_handlers()
             raise
 
+    def _thread(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        thread.start()
+        return thread
+
+    def _await(self, number: int) -> None:
+        self.running[number].wait()
+        self._ended.put(number)
+
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _on_signal(self, number: int, _: object) -> None:
-        self._asked = number
+    def wait(self) -> tuple[int, bool]:
+        """Waits for all processes.
 
-    def wait(self) -> int:
-        """Waits for all processes; returns the exit code of the attempt."""
+        Returns:
+          The exit code of the attempt, and whether this launch was asked to end.
+        """
         failed: int | None = None
-        passed_on: int | None = None
-        deadline = float("inf")
+        asked: list[int] = []
+        left = len(self.running)
         try:
-            while any(process.poll() is None for process in self.running):
-                if self._asked is not None and passed_on is None:
-                    passed_on = self._asked
-                    self._end(passed_on)
-                    # A process that is asked to end by SIGTERM may first have something to save.
-                    deadline = time.monotonic() + GRACE if passed_on == signal.SIGINT else float("inf")
-                if failed is None and (failed := self._first_failure()) is not None and deadline == float("inf"):
+            while left:
+                while not self._asked.empty():
+                    asked.append(self._asked.get())
+                    self._pass_on(asked)
+                try:
+                    number = self._ended.get(timeout=POLL)
+                except queue.Empty:
+                    if time.monotonic() > self._deadline:
+                        self._end(signal.SIGKILL)
+                        self._deadline = float("inf")
+                    continue
+                left -= 1
+                if failed is None and (failed := self._failure(number)) is not None and self._deadline == float("inf"):
                     self._end(signal.SIGTERM)
-                    deadline = time.monotonic() + GRACE
-                if time.monotonic() > deadline:
-                    self._end(signal.SIGKILL)
-                    deadline = float("inf")
-                time.sleep(POLL)
-            failed = self._first_failure() if failed is None else failed
+                    self._deadline = time.monotonic() + GRACE
         finally:
+            if failed is not None or asked:
+                self._end_groups()
             for reader in self.readers:
                 reader.join()
             self._restore_handlers()
-        if passed_on == signal.SIGINT:
-            return 128 + signal.SIGINT
-        return 0 if failed is None else failed
+        return 128 + signal.SIGINT if signal.SIGINT in asked else failed or 0, bool(asked)
 
-    def _first_failure(self) -> int | None:
-        for number, process in enumerate(self.running):
-            code = process.poll()
-            if code:
-                what = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
-                _say(f"process {self.launch.process_id(number)} {what}; ending the others.")
-                return 128 - code if code < 0 else code
-        return None
+    def _pass_on(self, asked: list[int]) -> None:
+        """Passes the last signal on. After SIGTERM there is no hurry: a process may first have something to save."""
+        if asked.count(signal.SIGINT) > 1:
+            self._end(signal.SIGKILL)
+        elif asked[-1] not in asked[:-1]:  # schedulers may send SIGTERM twice
+            self._end(asked[-1])
+        if asked[-1] == signal.SIGINT:
+            self._deadline = time.monotonic() + GRACE
+
+    def _failure(self, number: int) -> int | None:
+        """The exit code of a process that has ended, if it has failed."""
+        code = self.running[number].returncode
+        if not code:
+            return None
+        what = f"was ended by signal {-code}" if code < 0 else f"failed with exit code {code}"
+        _say(f"process {self.launch.process_id(number)} {what}; ending the others.")
+        return 128 - code if code < 0 else code
 
     def _end(self, number: int) -> None:
         for process in self.running:
             if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, number)
+                _signal_group(process.pid, number)
+
+    def _end_groups(self) -> None:
+        """Ends what failed processes have started and left behind, such as workers that load data."""
+        for process in self.running:
+            _signal_group(process.pid, signal.SIGKILL)
+
+
+def _signal_group(leader: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, number)
 
 
 _lock = threading.Lock()
@@ -189,13 +222,14 @@ _lock = threading.Lock()
 def _copy(stream: IO[bytes], process_id: int) -> None:
     """Copies what a process prints, with its number in front of every line."""
     for line in stream:
-        with _lock:
+        # If nobody reads it any more, it is dropped; else the process would hang as soon as it prints.
+        with _lock, contextlib.suppress(OSError, ValueError):
             sys.stdout.buffer.write(b"[%d] %s%s" % (process_id, line, b"" if line.endswith(b"\n") else b"\n"))
             sys.stdout.buffer.flush()
 
 
 def _say(text: str) -> None:
-    with _lock:
+    with _lock, contextlib.suppress(OSError, ValueError):
         print(f"jaxpipe launch: {text}", file=sys.stderr, flush=True)
 
 

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from jaxpipe.checks import as_integer, count, did_you_mean, number_above_0, show
+from jaxpipe.checks import count, did_you_mean, number_above_0, show
 from jaxpipe.compat import deepspeed_config
 from jaxpipe.errors import ConfigError
 from jaxpipe.executor.remat import check_remat
+from jaxpipe.layout.zero import check_zero_stage
+from jaxpipe.model.precision import as_compute_dtype, as_rule
 from jaxpipe.schedules.registry import TRAINING
 from jaxpipe.schedules.table import Schedule, is_path
+from jaxpipe.training.loss_scale import DynamicScale, LossScale, as_loss_scale
 
 __all__ = ["Config"]
 
@@ -30,11 +33,24 @@ class Config:
       num_micro_batches: M, the number of micro-batches per training step, 1 or more.
       schedule: a name (`"1f1b"`), a `Schedule`, or the path of a CSV file that holds one.
       remat: what the forward pass saves for the backward pass. `"layer"` saves the input of each layer, `"stage"` the input
-        of each stage, a positive integer k the input of every k-th layer, and `"none"` everything. A callable is a
+        of each stage, a positive integer k the input of every k-th layer, and `"none"` everything. `"dots"` saves the input
+        of each layer and its products of activations and weights (those without batch dims). A callable is a
         `jax.checkpoint` policy, and saves what it says.
       gradient_clipping: the largest norm of the whole gradient, over all ranks; `None` does not clip.
-      compute_dtype, loss_scale, zero_stage: reserved for mixed precision and sharded optimizer state. They are not
-        implemented yet, so only the defaults are accepted.
+      compute_dtype: `"bfloat16"` or `"float16"`: what params and float inputs are cast to for a step. Params stay float32
+        in `engine.state`, gradients are added up in float32, and outputs are float32 before `loss_fn` sees them. `None`
+        computes in the dtypes of params and inputs.
+      float32_params: a regular expression; params are not cast if `re.search` finds it in their path, such as
+        `layer_003/norm/scale`. `initialize` refuses one that finds none.
+      loss_scale: the backward pass starts from so many times the gradient of the loss, and its result is divided by it, so
+        that float16 holds small gradients. A number, `"dynamic"`, or a `jaxpipe.DynamicScale`, which halves the scale and
+        skips the step on overflow and doubles it after a while without; `None` does not scale.
+      zero_stage: 1 cuts weights and optimizer state over the data ranks, too: each stores a part, the weights are gathered
+        once per step, and the gradients reach each in parts. Results are those of 0. Without data ranks it is the same as
+        0. Stages 2 and 3 are refused.
+      local_rows: what each of several processes yields of a micro-batch. False: all of it, the same in every process, and
+        jaxpipe takes the rows that belong to its devices. True: only its own rows, `jaxpipe.local_rows(mesh, rows)`. With
+        one process there is no difference.
       steps_per_print: the loss is printed every so many steps; `None` never prints.
 
     Raises:
@@ -45,9 +61,11 @@ class Config:
     schedule: str | Schedule | os.PathLike[str] = "1f1b"
     remat: str | int | Callable[..., Any] = "layer"
     gradient_clipping: float | None = None
-    compute_dtype: None = None
-    loss_scale: None = None
+    compute_dtype: Any = None
+    float32_params: str | None = None
+    loss_scale: LossScale = None
     zero_stage: int = 0
+    local_rows: bool = False
     steps_per_print: int | None = None
 
     def __post_init__(self):
@@ -60,10 +78,12 @@ class Config:
         if self.steps_per_print is not None:
             more = " Use None to print nothing."
             self._set("steps_per_print", count("steps_per_print", self.steps_per_print, more))
-        self._refuse("compute_dtype", None, "leave it out, and cast inside the layers where lower precision is wanted")
-        self._refuse("loss_scale", None, "leave it out; float32 and bfloat16 need no loss scale")
-        self._refuse("zero_stage", 0, "leave it out; every data rank keeps the whole optimizer state of its stage")
-        self._set("zero_stage", 0)
+        if not isinstance(self.local_rows, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"local_rows={show(self.local_rows)}: it is True or False.")
+        self._set("compute_dtype", as_compute_dtype(self.compute_dtype))
+        self._set("float32_params", as_rule("float32_params", self.float32_params))
+        self._set("loss_scale", as_loss_scale(self.loss_scale))
+        self._set("zero_stage", check_zero_stage(self.zero_stage))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the dataclass is frozen for everybody else
@@ -81,15 +101,6 @@ class Config:
             f"schedule={show(schedule)} {problem} It must be one of {', '.join(map(repr, TRAINING))}, a Schedule "
             "(jaxpipe.schedules makes them), or the path of a .csv file."
         )
-
-    def _refuse(self, name: str, default: int | None, way_out: str) -> None:
-        value = getattr(self, name)
-        # No `==`: False == 0, and a dtype may compare in odd ways.
-        if value is not default and (default is None or as_integer(value) != default):
-            raise ConfigError(
-                f"{name}={show(value)} is not available yet in this version of jaxpipe: only {default!r} is. "
-                f"The name is reserved; {way_out}."
-            )
 
     @classmethod
     def make(cls, value: "Config | Mapping[str, Any] | None") -> Self:
@@ -128,6 +139,9 @@ class Config:
 
         Raises:
           ConfigError: a key is unknown, batch sizes contradict each other, or the configuration asks for something that
-            jaxpipe does not do yet (bf16, fp16, ZeRO).
+            jaxpipe does not do (ZeRO, for one).
         """
-        return cls(**deepspeed_config.read(source, data=data))
+        found = deepspeed_config.read(source, data=data)
+        if isinstance(found.get("loss_scale"), dict):
+            found["loss_scale"] = DynamicScale(**found["loss_scale"])
+        return cls(**found)

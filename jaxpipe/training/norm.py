@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxpipe.executor import scopes
 from jaxpipe.model.shapes import is_inexact, sum_dtype
 from jaxpipe.types import Params
 
@@ -36,17 +37,20 @@ def global_norm(tree: Params) -> jax.Array:
             total = total + jnp.sum(jnp.square(size if scale is None else size / scale))
         return total
 
+    @jax.named_scope(scopes.RARE)
     def scaled(leaves: list[jax.Array]) -> jax.Array:
         largest = jnp.zeros((), dtype)
         for leaf in leaves:
-            largest = jnp.maximum(largest, jnp.max(_sizes(leaf, dtype)))  # a NaN stays a NaN
+            largest = jnp.maximum(largest, jnp.max(_sizes(leaf, dtype)))
         usable = jnp.isfinite(largest) & (largest > 0)
         norm = largest * jnp.sqrt(squares(leaves, jnp.where(usable, largest, 1)))
         return jnp.where(usable, norm, largest)
 
     total = squares(leaves, None)
     in_range = jnp.isfinite(total) & (total > SMALLEST_SUM)
-    return jax.lax.cond(in_range, lambda _: jnp.sqrt(total), scaled, leaves)
+    norm = jax.lax.cond(in_range, lambda _: jnp.sqrt(total), scaled, leaves)
+    # A NaN stays one in the sum, while XLA's maximum over several CPU devices loses it if all of them have one.
+    return jnp.where(jnp.isnan(total), total, norm)
 
 
 def _real(leaf: jax.Array) -> jnp.dtype:

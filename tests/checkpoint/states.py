@@ -7,9 +7,11 @@ import optax
 
 from jaxpipe.checkpoint import save
 from jaxpipe.checkpoint.homes import Homes
+from jaxpipe.checkpoint.write import Order
 from jaxpipe.model.shapes import is_key
 from jaxpipe.optimizer.arguments import checked
 from jaxpipe.optimizer.layerwise import Layerwise
+from jaxpipe.processes.group import Group
 from jaxpipe.training.config import Config
 from jaxpipe.training.state import make_state
 from tests.optimizer.layouts import layout, mesh, random_params
@@ -40,17 +42,20 @@ def words(tree):
 
 
 def homes(of):
-    return Homes(layout(), of, layerwise().plan)
+    return Homes(layout(), of, layerwise().plan, mesh())
 
 
 def manifest_of(of):
-    return save.describe(homes(of), of, Config(), mesh(), **COUNTERS)
+    return save.describe(homes(of), of, Config(), **COUNTERS)
+
+
+def order(directory, tag, **options):
+    return Order(directory, tag, **{"save_latest": True, "keep": None, "blocking": True, **options})
 
 
 def write(directory, tag, of, **options):
     """A checkpoint of a state."""
     saver = save.Saver()
-    arguments = {"save_latest": True, "keep": None, "blocking": True, **options}
-    path = saver.save(directory, tag, manifest_of(of), homes(of).items(of), **arguments)
+    path = saver.start(order(directory, tag, **options), manifest_of(of), homes(of).items(of), Group.of(mesh()))
     saver.wait()
     return path

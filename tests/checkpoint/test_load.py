@@ -1,5 +1,6 @@
 """Reading: everything is compared before anything changes, and a checkpoint that is replaced meanwhile is read again."""
 
+import dataclasses
 import types
 
 import jax
@@ -10,11 +11,15 @@ import jaxpipe
 from jaxpipe.checkpoint import load
 from jaxpipe.checkpoint.load import Selection
 from jaxpipe.errors import CheckpointError
+from jaxpipe.processes.group import Group
+from tests.checkpoint.crowd import crowd
 from tests.checkpoint.states import homes, state, words, write
 from tests.compare import assert_close
+from tests.optimizer.layouts import mesh
 
 ALL = Selection(strict=True, optimizer=True, module_only=False)
-OF, _ = state()
+OF, SHARDINGS = state()
+GROUP = Group.of(mesh())
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +31,8 @@ def directory(tmp_path_factory):
 
 def loaded(directory, tag=None, selection=ALL, seed=1):
     into, shardings = state(seed)
-    found = load.load(directory, tag, homes(into), into, selection)
-    made, error = found.state.place(into, shardings)
+    found = load.load(directory, tag, homes(into), into, shardings, selection)
+    made, error = load.place(found, into, homes(into))
     assert error is None
     return found, made
 
@@ -55,48 +60,20 @@ def test_a_part_of_it(directory, optimizer, module_only):
 
 def test_flags_are_flags(directory):
     with pytest.raises(CheckpointError, match="load_optimizer_states=1: expected True or False"):
-        load.load(directory, None, homes(OF), OF, Selection(True, 1, False))
+        load.load(directory, None, homes(OF), OF, SHARDINGS, Selection(True, 1, False))
 
 
 def test_nothing_to_load(directory, tmp_path):
     for path, what in ((tmp_path / "nowhere", "no such directory"), (tmp_path, "no checkpoint")):
         with pytest.warns(UserWarning, match=f"{path}: {what}. Nothing was loaded"):
-            assert load.load(path, None, homes(OF), OF, ALL) is None
+            assert load.load(path, None, homes(OF), OF, SHARDINGS, ALL) is None
 
 
 def test_another_kind_of_key(directory):
     other = jax.tree.map(lambda a: a, OF)
     other = type(other)(other.step, other.params, other.opt_state, jax.random.key_data(other.key))
     with pytest.raises(CheckpointError, match=r"expected a PRNG key of kind uint32, found \S*fry"):
-        load.load(directory, None, homes(other), other, ALL)
-
-
-def test_a_checkpoint_that_is_replaced_while_it_is_read(tmp_path):
-    write(tmp_path, "a", OF)
-    tries = []
-
-    def use(path, made):
-        tries.append(made.id)
-        if len(tries) < 3:
-            write(tmp_path, "a", OF)
-        return made.id
-
-    assert load.with_checkpoint(tmp_path, None, use) == tries[-1] and len(set(tries)) == 3
-
-    def always(path, made):
-        write(tmp_path, "a", OF)
-
-    with pytest.raises(CheckpointError, match=f"found {load.TRIES} that did not"):
-        load.with_checkpoint(tmp_path, "a", always)
-
-
-def test_errors_of_a_checkpoint_that_stays_are_raised(directory):
-    def use(path, made):
-        raise CheckpointError("damaged")
-
-    with pytest.raises(CheckpointError, match="^damaged$"):
-        load.with_checkpoint(directory, None, use)
-    assert load.with_checkpoint(directory / "nowhere", None, use) is None
+        load.load(directory, None, homes(other), other, SHARDINGS, ALL)
 
 
 def test_one_layer(directory):
@@ -113,8 +90,18 @@ def test_one_layer(directory):
 
 def test_where_the_data_stands(directory):
     found, _ = loaded(directory)
-    load.restore_data(None, found)
+    load.restore_data(None, found, GROUP)
+    several = found._replace(manifest=dataclasses.replace(found.manifest, data_states=[{"json": 1}, {"json": 2}]))
+
+    def restored(group):
+        into = []
+        load.restore_data(types.SimpleNamespace(set_state=into.append), several, group)
+        return into
+
+    assert crowd(2, restored) == [[1], [2]]
+    for error in crowd(3, restored):
+        assert "of 2 processes, which stood at different places: expected as many processes, found 3" in str(error)
     with pytest.raises(CheckpointError, match=r"data_iter is a list_iterator without set_state\(\)"):
-        load.restore_data(iter([]), found)
+        load.restore_data(iter([]), found, GROUP)
     with pytest.raises(CheckpointError, match="found none: it was saved without data_iter. Skip 21 micro-batches"):
-        load.restore_data(types.SimpleNamespace(set_state=None), found)
+        load.restore_data(types.SimpleNamespace(set_state=None), found, GROUP)

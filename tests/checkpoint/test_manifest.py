@@ -37,6 +37,7 @@ def test_there_and_back(written):
     assert MADE.num_params == size_of(ARRAYS) == 7, "of params, not of moments"
     assert str(ARRAYS["params/w"]) == "float32[2,3]" and str(ARRAYS["params/n"]) == "int32[]"
     assert read(written(lambda found: found.update(news=1))) == MADE, "of a later version that needed no other format"
+    assert read(written(lambda found: found.pop("data_states"))) == MADE, "of an earlier version"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def test_there_and_back(written):
         (lambda found: found.pop("program"), "found something else or a part of one"),
         (lambda found: found.update(step="3"), "step is '3'"),
         (lambda found: found.update(partition=None), "partition is None"),
+        (lambda found: found.update(data_states={}), "data_states is no list"),
         (lambda found: found["files"].update(x="1"), "a size in files is no integer"),
         (lambda found: found["layers"][0]["arrays"].update(w="float32"), "found something else or a part of one"),
         (lambda found: found["layers"][0].pop("tied_to"), "found something else or a part of one"),

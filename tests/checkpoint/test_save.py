@@ -9,9 +9,12 @@ import pytest
 from jaxpipe.checkpoint import directory as folders
 from jaxpipe.checkpoint import items, manifest, save
 from jaxpipe.errors import CheckpointError
-from tests.checkpoint.states import COUNTERS, homes, manifest_of, state, write
+from jaxpipe.processes.group import Group
+from tests.checkpoint.states import COUNTERS, homes, manifest_of, order, state, write
+from tests.optimizer.layouts import mesh
 
 OF, _ = state()
+GROUP = Group.of(mesh())
 
 
 def test_the_manifest_says_what_there_is():
@@ -54,7 +57,7 @@ def test_items_are_asked_for_one_after_the_other(tmp_path, monkeypatch):
             events.append(f"made {item}")
             yield item, arrays
 
-    save.Saver().save(tmp_path, "a", manifest_of(OF), source(), save_latest=True, keep=None, blocking=True)
+    save.Saver().start(order(tmp_path, "a"), manifest_of(OF), source(), GROUP)
     assert events[:4] == ["made layer_000", "wrote layer_000", "made layer_002", "wrote layer_002"]
 
 
@@ -77,8 +80,7 @@ def test_in_the_background_a_copy_is_written_and_a_failure_told_later(tmp_path, 
     monkeypatch.setattr(items, "write", lambda *args: go.wait() and real(*args))
     saver, (mine, _) = save.Saver(), state(3)
     wanted = np.asarray(mine.params["shared"]["0_Embed"]["e"])
-    arguments = {"save_latest": True, "keep": None, "blocking": False}
-    saver.save(tmp_path, "a", manifest_of(mine), homes(mine).items(mine), **arguments)
+    saver.start(order(tmp_path, "a", blocking=False), manifest_of(mine), homes(mine).items(mine), GROUP)
     jax.tree.map(lambda leaf: leaf.delete(), mine)  # training goes on, and uses the state up
     assert folders.tags(tmp_path) == []
     go.set()
@@ -86,38 +88,7 @@ def test_in_the_background_a_copy_is_written_and_a_failure_told_later(tmp_path, 
     found = items.read(tmp_path / "a" / "layer_000", lambda name: name == "params/e")
     np.testing.assert_array_equal(found["params/e"], wanted)
     monkeypatch.setattr(items, "write", fail)
-    saver.save(tmp_path, "b", manifest_of(OF), homes(OF).items(OF), **arguments)
+    saver.start(order(tmp_path, "b", blocking=False), manifest_of(OF), homes(OF).items(OF), GROUP)
     with pytest.raises(CheckpointError, match="b: the checkpoint could not be written: OSError: No space left"):
         saver.wait()
     saver.wait()
-
-
-def test_arguments(tmp_path):
-    for flag in ("save_latest", "blocking"):
-        with pytest.raises(CheckpointError, match=f"{flag}=1: expected True or False"):
-            write(tmp_path, "a", OF, **{flag: 1})
-    assert save.check_arguments(None, None) == {} and save.check_arguments({"a": 1}, 3) == {"a": 1}
-    itself = {}
-    itself["me"] = itself
-    for client_state, keep, message in (
-        ([], None, "client_state is a list: expected a dict"),
-        ({"a": (1,)}, None, r"client_state\['a'\] is a tuple"),
-        (itself, None, "contains itself, or is nested too deep"),
-        ({}, 0, "keep=0: expected how many checkpoints to keep, 1 or more, or None for all"),
-        ({}, True, "keep=True"),
-    ):
-        with pytest.raises(CheckpointError, match=message):
-            save.check_arguments(client_state, keep)
-
-
-def test_client_state_is_copied():
-    given = {"a": [1]}
-    kept = save.check_arguments(given, None)
-    given["a"].append(2)
-    assert kept == {"a": [1]}
-
-
-def test_iterators_that_do_not_know_where_they_stand():
-    assert save.data_state(None) is None
-    with pytest.raises(CheckpointError, match=r"data_iter is a list_iterator without get_state\(\)"):
-        save.data_state(iter([]))

@@ -14,14 +14,14 @@ import optax
 from tests import models
 
 
-def train(pipe, data):
+def train(model, pipe, data):
     """Five steps with dropout and clipping, then evaluations; all scalars as exact numbers."""
 
     def batches(step):
         return models.make_batch(4, rows=8, seed=step)
 
     engine = jaxpipe.initialize(
-        models.untied(),
+        models.MODELS[model](),
         optax.adam(1e-2),
         mesh=jaxpipe.make_mesh(pipe=pipe, data=data),
         example=tuple(a[0] for a in batches(0)),
@@ -40,4 +40,6 @@ def train(pipe, data):
 
 
 if __name__ == "__main__":
-    print("found " + json.dumps(train(int(sys.argv[1]), int(sys.argv[2]))), flush=True)
+    pipe, data = map(int, sys.argv[1:3])
+    made = {model: train(model, pipe, data) for model in sys.argv[3:]}
+    print("found " + json.dumps(made), flush=True)

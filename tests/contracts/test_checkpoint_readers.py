@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpipe.checkpoint import load
+from jaxpipe.checkpoint import read
 from jaxpipe.errors import CheckpointError
 from tests.engines import engine_for
 from tests.models import tied
@@ -43,34 +43,34 @@ def numbers_of(found):
 def test_a_reader_that_is_overtaken(engine, tmp_path):
     """The checkpoint is replaced, or removed, after a reader has read half of it: it gets one whole checkpoint."""
     save_number(engine, tmp_path, 0, "0")
-    for number, (tag, times) in enumerate([("0", 1), ("1", 1), ("1", load.TRIES - 1), ("0", 2)], start=1):
+    for number, (tag, times) in enumerate([("0", 1), ("1", 1), ("1", read.TRIES - 1), ("0", 2)], start=1):
         coming = iter([10 * number + time for time in range(times)])
 
         def two_layers(path, made, coming=coming, tag=tag):
-            first = dict(load.read_items(path, made, {"layer_001": made.layers[1].arrays}))
+            first = dict(read.read_items(path, made, {"layer_001": made.layers[1].arrays}))
             for each in itertools.islice(coming, 1):
                 save_number(engine, tmp_path, each, tag)
-            return first | dict(load.read_items(path, made, {"layer_004": made.layers[4].arrays}))
+            return first | dict(read.read_items(path, made, {"layer_004": made.layers[4].arrays}))
 
-        assert numbers_of(load.with_checkpoint(tmp_path, None, two_layers)) == {10 * number + times - 1}
+        assert numbers_of(read.with_checkpoint(tmp_path, None, two_layers)) == {10 * number + times - 1}
     always = itertools.count(100)
-    with pytest.raises(CheckpointError, match=f"found {load.TRIES} that did not"):
-        load.with_checkpoint(tmp_path, None, lambda path, made: save_number(engine, tmp_path, next(always), "1"))
+    with pytest.raises(CheckpointError, match=f"found {read.TRIES} that did not"):
+        read.with_checkpoint(tmp_path, None, lambda path, made: save_number(engine, tmp_path, next(always), "1"))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_readers_beside_a_writer(engine, tmp_path):
     """Threads that read all the time. The writer goes on when each has finished two reads, however long that takes."""
     save_number(engine, tmp_path, 0, "0")
-    read, failed, turn, stop = [[], []], [], threading.Condition(), threading.Event()
+    found_by, failed, turn, stop = [[], []], [], threading.Condition(), threading.Event()
 
     def two_at_once(path, made):
-        return dict(load.read_items(path, made, {f"layer_00{index}": made.layers[index].arrays for index in (1, 4)}))
+        return dict(read.read_items(path, made, {f"layer_00{index}": made.layers[index].arrays for index in (1, 4)}))
 
     def look(found):
         try:
             while not stop.is_set():
-                one = load.with_checkpoint(tmp_path, None, two_at_once)
+                one = read.with_checkpoint(tmp_path, None, two_at_once)
                 with turn:
                     found.append(one)
                     turn.notify()
@@ -79,16 +79,17 @@ def test_readers_beside_a_writer(engine, tmp_path):
                 failed.append(error)
                 turn.notify()
 
-    threads = [threading.Thread(target=look, args=(found,)) for found in read]
+    threads = [threading.Thread(target=look, args=(found,)) for found in found_by]
     for thread in threads:
         thread.start()
     try:
         for number, tag in enumerate("0110", start=1):
             save_number(engine, tmp_path, number, tag)
             with turn:
-                seen = [len(found) for found in read]
+                seen = [len(found) for found in found_by]
                 done = turn.wait_for(
-                    lambda seen=seen: failed or all(len(f) > n + 1 for f, n in zip(read, seen, strict=True)), PATIENCE
+                    lambda seen=seen: failed or all(len(f) > n + 1 for f, n in zip(found_by, seen, strict=True)),
+                    PATIENCE,
                 )
             assert done, f"waited {PATIENCE} s for two reads of each thread"
     finally:
@@ -96,7 +97,7 @@ def test_readers_beside_a_writer(engine, tmp_path):
         for thread in threads:
             thread.join()
     assert not failed, failed
-    for found in read:
+    for found in found_by:
         assert all(len(numbers_of(one)) == 1 for one in found), "parts of several checkpoints"
         assert {1.0, 2.0, 3.0, 4.0} <= set.union(*map(numbers_of, found))
 

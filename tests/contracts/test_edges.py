@@ -149,6 +149,7 @@ def test_a_further_axis_is_left_to_the_compiler():
     pipe = jaxpipe.Pipeline(module, mesh, M)
     batch = make_batch(M)
     params = pipe.init(jax.random.key(0), batch[0][0])
+    assert module.partition(2, batch[0][0]) == pipe.partition
     loss, grads = pipe.value_and_grad(params, batch)
 
     def plain(p, x):

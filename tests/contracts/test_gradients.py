@@ -19,7 +19,7 @@ AXES = {
     "data": (1, 2),
     "micro_batches": (1, 2, 3, 8),
     "schedule": ("1f1b", "eager_1f1b", "gpipe"),
-    "remat": ("layer", "none", "stage", 2, "policy"),
+    "remat": ("layer", "none", "stage", 2, "dots"),
     "dropout": (True, False),
     "model": ("tied", "untied", "mixed"),
     "partition": ("uniform", "parameters", "uneven"),
@@ -109,7 +109,7 @@ def check(case, tolerance):
     module = MODELS[case["model"]](partition)
     remat = case["remat"]
     if remat == "policy":
-        remat = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        remat = jax.checkpoint_policies.dots_saveable
     mesh = jaxpipe.make_mesh(pipe=stages, data=case["data"])
     pipe = jaxpipe.Pipeline(module, mesh, num_micro_batches, case["schedule"], remat, poison=True)
     batch = make_batch(num_micro_batches)

@@ -9,10 +9,14 @@ import pytest
 
 import jaxpipe
 from jaxpipe import metrics
+from jaxpipe.data.agree import Agreement
+from jaxpipe.data.share import Share
 from jaxpipe.errors import DataError
 from jaxpipe.evaluation.dataset import batches, evaluate, groups, number_of_batches, predict
 from jaxpipe.executor.options import Found, Options
 from jaxpipe.model.metrics import Joined
+
+AGREEMENT = Agreement(Share(jaxpipe.make_mesh(pipe=2, data=2)))
 
 
 class Progress(contextlib.nullcontext):
@@ -30,7 +34,7 @@ class Evaluator:
     def __init__(self, results=(), data=1):
         self.mesh, self.results, self.ran = jaxpipe.make_mesh(data=data), iter(results), []
 
-    def run(self, params, groups, options):
+    def run(self, params, groups, options, states=None):
         self.ran.append((params, len(groups)))
         return next(self.results)
 
@@ -69,7 +73,7 @@ def test_nothing_to_evaluate_and_nothing_that_counts():
 def test_batches_of_micro_batches():
     """The last one may be short; neighbours of one shape are one group; labels are dropped where none are wanted."""
     items = [(np.full((rows, 2), m, np.float32), np.ones(rows)) for m, rows in enumerate((4, 4, 3, 4, 4))]
-    made = list(batches(items, 3, None, Evaluator(), labels=False))
+    made = list(batches(items, 3, None, AGREEMENT, labels=False))
     assert [[group[0].shape for group in each] for each in made] == [[(2, 4, 2), (1, 3, 2)], [(2, 4, 2)]]
     assert [float(group[0][m, 0, 0]) for each in made for group in each for m in range(len(group[0]))] == [
         0,
@@ -79,15 +83,15 @@ def test_batches_of_micro_batches():
         4,
     ]
     assert all(labels is None for each in made for _, labels in each)
-    assert len(list(batches(items, 2, 2, Evaluator(), labels=True))) == 2
-    assert list(batches([], 2, None, Evaluator(), labels=True)) == []
+    assert len(list(batches(items, 2, 2, AGREEMENT, labels=True))) == 2
+    assert list(batches([], 2, None, AGREEMENT, labels=True)) == []
     with pytest.raises(DataError, match="ended after 5 of 6"):
-        groups(iter(items), 6, Evaluator(), labels=True)
+        groups(iter(items), 6, AGREEMENT, labels=True)
     with pytest.raises(DataError, match="yields nothing"):
-        batches(3, 2, None, Evaluator(), labels=True)
+        batches(3, 2, None, AGREEMENT, labels=True)
     for wrong in (0, 1.5, True):
         with pytest.raises(DataError, match="num_batches="):
-            batches(items, 2, wrong, Evaluator(), labels=True)
+            batches(items, 2, wrong, AGREEMENT, labels=True)
 
 
 def test_how_many_batches_there_will_be():
@@ -104,7 +108,7 @@ def test_predictions_come_in_order_and_before_an_error_of_the_data():
 
     evaluator = Evaluator([SimpleNamespace(outputs=n) for n in range(3)])
     versions = iter("xyz")
-    made = predict(evaluator, lambda: next(versions), source(), Options())
+    made = predict(evaluator, lambda: (next(versions), {}), source(), Options())
     assert next(made) == 0 and [params for params, _ in evaluator.ran] == ["x", "y"], "one is computed ahead"
     assert next(made) == 1 and next(made) == 2
     with pytest.raises(OSError, match="disk"):

@@ -9,7 +9,7 @@ import jaxpipe
 from jaxpipe import metrics
 from jaxpipe.evaluation.evaluator import Evaluator, with_places
 from jaxpipe.executor.options import Options
-from jaxpipe.model.layout import Layout
+from jaxpipe.layout.layout import Layout
 from tests.compare import assert_close
 
 WIDTH = 3
@@ -79,5 +79,5 @@ def test_lowered_from_shapes(evaluator, params):
     batch = tuple(jax.ShapeDtypeStruct((2, 4, WIDTH), jnp.float32) for _ in range(2))
     abstract = with_places(LAYOUT.shapes(), LAYOUT.shardings(MESH))
     assert jax.tree.map(lambda a: a.sharding, abstract) == LAYOUT.shardings(MESH)
-    text = evaluator.lower(abstract, batch, Options()).as_text()
+    text = evaluator.trace(abstract, batch, Options()).lower().as_text()
     assert "collective_permute" in text and "transpose" not in text

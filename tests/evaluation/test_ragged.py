@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxpipe import metrics
 from jaxpipe.errors import DataError
-from jaxpipe.evaluation.ragged import cut, flat, join
+from jaxpipe.evaluation.ragged import cut, flat, join, join_on
 from jaxpipe.executor.options import Found, Options
 from jaxpipe.model.metrics import Joined
 from tests.compare import assert_close
@@ -103,3 +103,15 @@ def test_inside_jit_rows_must_divide():
     keys = jax.random.split(jax.random.key(0), (2, 3))
     assert (cut([(keys, None)], 2)[0].inputs == keys[:, :2]).all()
     assert flat(jnp.arange(12).reshape(2, 3, 2)).tolist() == jnp.arange(12).reshape(6, 2).tolist()
+
+
+@pytest.mark.parametrize("rows", [3, 4])
+def test_outputs_where_other_processes_hold_them(rows):
+    """Cut over the data ranks where they divide; what the other processes have is in test_processes_weights."""
+    last = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
+    pieces = cut(make_groups([(2, 2), (1, rows)]), 2)
+    found = [evaluated(piece, 2) for piece in pieces]
+    wanted, held = join(pieces, found, Options()), join_on(last, True, pieces, found, Options())
+    assert_close((held.loss, held.metrics, held.rows), (wanted.loss, wanted.metrics, wanted.rows), 0)
+    assert_close(held.outputs, wanted.outputs, 0)
+    assert held.outputs["y"].sharding.is_fully_replicated == (rows % 2 == 1)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxpipe
+from jaxpipe.layout.init import init_params
+from jaxpipe.layout.layout import Layout
 from jaxpipe.lowering.lower import lower
-from jaxpipe.model.init import init_params
-from jaxpipe.model.layout import Layout
 
 ROWS, WIDTH = 4, 3
 

@@ -1,6 +1,7 @@
 """What an evaluation will do, from shapes alone."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import pytest
 import jaxpipe
 from jaxpipe import metrics, schedules
 from jaxpipe.errors import LossError
-from jaxpipe.executor.eval_plan import EvalPlan
+from jaxpipe.executor.eval_plan import EvalPlan, rows_everywhere
 from jaxpipe.executor.options import Options
+from jaxpipe.layout.layout import Layout
 from jaxpipe.lowering.lower import lower
-from jaxpipe.model.layout import Layout
+from jaxpipe.processes.group import Group
 from tests.executor.small import LAYERS, MODULE, make_batch
 
 PARAMS = [each.params for each in MODULE.shapes(jax.ShapeDtypeStruct((4,), jnp.int32))]
@@ -51,10 +53,10 @@ def test_who_runs_the_tail(case, shares):
     assert (plan.tail is not None) == shares
     last = plan.programs[plan.program_ids[-1]]
     if shares:
-        assert plan.tail.inputs["h"].shape == (4, 3) and plan.tail.run.outputs.shape == (4, 3)
-        assert last.run.outputs["h"].shape == (4, 3), "F of the last rank stops before the tail"
+        assert plan.tail.inputs["h"].shape == (4, 3) and plan.tail.run.outputs[0].shape == (4, 3)
+        assert last.run.outputs[0]["h"].shape == (4, 3), "F of the last rank stops before the tail"
     else:
-        assert last.run.outputs.shape == (4, 3)
+        assert last.run.outputs[0].shape == (4, 3)
     assert plan.outputs == jax.ShapeDtypeStruct((4, 3), jnp.float32)
 
 
@@ -85,3 +87,11 @@ def test_outputs_without_rows_cannot_be_returned():
     with pytest.raises(LossError, match=r"first dim is the rows of the micro-batch \(4 on each data rank\)"):
         EvalPlan(layout, jaxpipe.make_mesh(), program, make_batch(2), Options(outputs=True))
     EvalPlan(layout, jaxpipe.make_mesh(), program, make_batch(2), Options())  # as the loss it is fine
+
+
+def test_values_per_row_come_to_all_processes(monkeypatch):
+    assert not rows_everywhere(jaxpipe.make_mesh(pipe=2), Options()), "one process can read them where they are"
+    monkeypatch.setattr(Group, "of", lambda mesh: SimpleNamespace(several=True))
+    assert rows_everywhere(jaxpipe.make_mesh(pipe=2), Options())
+    assert not rows_everywhere(jaxpipe.make_mesh(pipe=2), Options(broadcast=False))
+    assert plan_of().rows_everywhere

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 import jaxpipe
 from jaxpipe.executor.everywhere import Everywhere
-from jaxpipe.model.layout import Shared
-from jaxpipe.model.placement import Placement
+from jaxpipe.layout.entries import Shared
+from jaxpipe.layout.placement import Placement
 from tests.compare import assert_close
 
 rng = np.random.default_rng(0)
@@ -37,11 +37,11 @@ def test_gathered_whole_and_back_as_sums(ranks):
     specs = jax.tree.map(lambda p: p.spec, shared.placements)
 
     def enter(stored):
-        return jax.tree.map(lambda a: a[None], residence.enter(shared, stored))
+        return jax.tree.map(lambda a: a[None], residence.enter_one(shared, stored))
 
     held = jax.jit(jax.shard_map(enter, mesh=mesh, in_specs=(specs,), out_specs=P("pipe"), check_vma=False))(VALUES)
     assert_close(held, jax.tree.map(lambda a: np.stack([a] * ranks), VALUES), 0, "every rank has all")
-    assert residence.avals(shared) == shared.params
+    assert residence.held_of(shared) == shared.params
 
     # Gradients of integers are zeros, as the sums begin.
     gradients = {
@@ -52,7 +52,7 @@ def test_gathered_whole_and_back_as_sums(ranks):
     }
 
     def leave(gradients):
-        return residence.leave(shared, jax.tree.map(lambda a: a[0], gradients))
+        return residence.leave_one(shared, jax.tree.map(lambda a: a[0], gradients))
 
     found = jax.jit(jax.shard_map(leave, mesh=mesh, in_specs=P("pipe"), out_specs=specs, check_vma=False))(gradients)
     assert_close(found, jax.tree.map(lambda a: a.sum(0).astype(a.dtype), gradients), 1e-6)
@@ -61,6 +61,6 @@ def test_gathered_whole_and_back_as_sums(ranks):
 def test_every_use_takes_all_and_adds_in_the_dtype_of_the_sums():
     residence = Everywhere({}, jaxpipe.make_mesh(pipe=2))
     held = {"w": jnp.arange(3.0)}
-    assert residence.take(held, None, 4) is held
-    found = residence.add(jnp.full(3, 256.0), None, 0, jnp.ones(3, jnp.bfloat16))
+    assert residence.take_one(held, None, 4) is held
+    found = residence.add_one(jnp.full(3, 256.0), None, 0, jnp.ones(3, jnp.bfloat16))
     assert found.dtype == jnp.float32 and (found == 257).all()

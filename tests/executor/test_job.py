@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import jaxpipe
 from jaxpipe.executor.job import on_every_device, rows_of
 from jaxpipe.executor.weights import Weights
-from jaxpipe.model.layout import Layout
+from jaxpipe.layout.layout import Layout
 
 BLOCK = jaxpipe.Layer(lambda key, x: {}, lambda p, x: x, "Block")
 MODULE = jaxpipe.PipelineModule([BLOCK, BLOCK, jaxpipe.Layer(lambda key, x: {}, lambda p, x: x * 2, "Head")])
@@ -29,7 +29,7 @@ def test_every_device_gets_its_place_its_weights_and_its_rows(data):
         found = {
             "place": jnp.stack(device),
             "block": held["stacked"]["Block"]["w"].ravel(),
-            "head": held["shared"]["2_Head"]["w"],
+            "head": held["owned"]["vector: float32"],
             "first": inputs[0, 0],
             "other": other,
         }
@@ -41,6 +41,8 @@ def test_every_device_gets_its_place_its_weights_and_its_rows(data):
     ranks, data_ranks = np.divmod(np.arange(mesh.size), data or 1)
     np.testing.assert_array_equal(found["place"], np.stack([ranks, data_ranks], 1))
     np.testing.assert_array_equal(found["block"].ravel(), np.asarray([10, 20])[ranks])
-    np.testing.assert_array_equal(found["head"], [[30, 31]] * mesh.size)
+    np.testing.assert_array_equal(
+        found["head"], np.asarray([[0, 0], [30, 31]])[ranks], "the last rank has the head alone"
+    )
     np.testing.assert_array_equal(found["first"], np.asarray([[0, 1], [4, 5]])[data_ranks])
     np.testing.assert_array_equal(found["other"].ravel(), others[data_ranks])

@@ -11,10 +11,11 @@ from jax.sharding import PartitionSpec as P
 import jaxpipe
 from jaxpipe import schedules
 from jaxpipe.executor import loop
+from jaxpipe.executor.branch import Branch
+from jaxpipe.executor.mail import Mail
 from jaxpipe.lowering.channels import DX, Y, clock
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import SAVED
-from jaxpipe.lowering.rows import Now
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +35,7 @@ SPOILED = -(10**6)
 def run(program, program_ids, pause=None):
     """The logs of all ranks."""
     last = program.num_ranks - 1
-    mail = loop.Mail(program, {Y: WIRE, DX: WIRE})
+    mail = Mail(program, {Y: WIRE, DX: WIRE})
     slots = program.pools.get(SAVED, 1)
 
     def branch_of(kind, number):
@@ -45,7 +46,7 @@ def run(program, program_ids, pause=None):
             slot = now.slots.get(SAVED, 0)
             y = x * (number + 2) + now.stage
             carry = replace(carry, log=carry.log * 31 + y, kept=carry.kept.at[slot].set(x), fixed=carry.fixed + 1)
-            return carry, {} if number == program_ids[last] and last > 0 else {Y: [y]}
+            return carry, {} if number == program_ids[last] else {Y: [y]}
 
         def backward(carry, inbox, now):
             kept = carry.kept[now.slots[SAVED]]
@@ -54,7 +55,10 @@ def run(program, program_ids, pause=None):
             carry = replace(carry, log=carry.log * 37 + dx, kept=carry.kept.at[now.slots[SAVED]].set(SPOILED))
             return carry, {DX: [dx]} if number != 0 else {}
 
-        return loop.Branch({"F": forward, "B": backward}[kind], ("log", "kept"))
+        before, behind = number != 0, number != program_ids[last]
+        if kind == "F":
+            return Branch(forward, ("log", "kept"), (Y,) * before, (Y,) * behind)
+        return Branch(backward, ("log", "kept"), (DX,) * behind, (DX,) * before)
 
     def one_rank(rank):
         carry = Carry(jnp.zeros(2, jnp.int32), jnp.full((slots, 2), SPOILED, jnp.int32), jnp.zeros((), jnp.int32))
@@ -123,33 +127,3 @@ def test_pauses(stages, micro_batches, first, every):
 
     found = run(lower(schedule), program_ids, loop.Pause(first, every, pause))
     np.testing.assert_array_equal(found, replay(schedule, program_ids, (first, every)))
-
-
-def test_arrivals_are_kept_by_slot_or_used_as_they_come():
-    program = lower(schedules.one_f_one_b(3, 4))
-    direct = loop.Mail(program, {Y: WIRE, DX: WIRE})
-    assert direct.is_direct(Y) and direct.empty_inbox()[Y][0].shape == (2,)
-    now = Now(0, 0, {}, jnp.int32(0))
-    inbox = direct.put(direct.empty_inbox(), Y, jnp.int32(-1), [jnp.asarray([1, 2])])
-    assert direct.read(inbox, Y, now)[0].tolist() == [1, 2], "what the permute brings is there until the next one"
-
-    kept = loop.Mail(replace(program, direct=frozenset(), inboxes={Y: 3}), {Y: WIRE})
-    inbox = kept.empty_inbox()
-    assert inbox[Y][0].shape == (3, 2)
-    for slot, value in ((2, 20), (0, 5), (-1, 99)):
-        inbox = kept.put(inbox, Y, jnp.int32(slot), [jnp.full(2, value)])
-    assert inbox[Y][0].tolist() == [[5, 5], [0, 0], [20, 20]], "slot -1 stores nothing"
-    assert [kept.read(inbox, Y, now._replace(read=jnp.int32(s)))[0].tolist() for s in (0, 2)] == [[5, 5], [20, 20]]
-
-
-def test_poisoned_messages():
-    floats = [jax.ShapeDtypeStruct((2,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)]
-    mail = loop.Mail(lower(schedules.one_f_one_b(2, 2)), {Y: floats, DX: floats}, poison=True)
-    assert np.isnan(mail.blank(Y)[0]).all() and mail.blank(Y)[1] == 0
-
-
-def test_run_if():
-    run_if = jax.jit(
-        lambda wanted: loop.run_if(wanted, lambda c, a: {"n": c["n"] + a}, {"n": jnp.int32(1)}, jnp.int32(5))
-    )
-    assert (run_if(True)["n"], run_if(False)["n"]) == (6, 1)

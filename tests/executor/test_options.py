@@ -62,3 +62,9 @@ def test_the_form_of_an_answer():
     assert found.answer(Options(outputs=True, loss=False)) == "outputs"
     assert found.answer(Options(metrics=True)) == ("loss", {"a": 1, "b": 2})
     assert found.answer(Options(outputs=True, metrics=True)) == ("loss", "outputs", {"a": 1, "b": 2})
+
+
+def test_what_a_process_without_the_last_rank_answers():
+    found = Found(None, None, "outputs", {})
+    options = Options(outputs=True, metrics=True, broadcast=False)
+    assert found.answer(options) == (None, "outputs", None)

@@ -12,10 +12,10 @@ import jaxpipe
 from jaxpipe import schedules
 from jaxpipe.errors import DataError
 from jaxpipe.executor.plan import TrainPlan, distinct
+from jaxpipe.layout.layout import Layout
+from jaxpipe.layout.stages import Stage
 from jaxpipe.lowering.channels import DX, Y
 from jaxpipe.lowering.lower import lower
-from jaxpipe.model.layout import Layout
-from jaxpipe.model.stages import Stage
 from tests.executor.small import MODULE, make_batch
 
 SHAPES = MODULE.shapes(jax.ShapeDtypeStruct((4,), jnp.int32))
@@ -38,20 +38,21 @@ def test_bytes_are_those_of_what_is_allocated(remat, stages, micro_batches):
     cuts = (0, 6) if stages == 1 else (0, 1, 4, 6)
     plan = plan_of(cuts, schedules.gpipe(stages, micro_batches), remat)
     found = plan.bytes_per_rank()
-    # An integer and a 3 x 3 matrix per layer: the stack has the slots of the fullest rank, Start and Head are everywhere.
-    assert found["weights"] == found["gradients"] == (3 * 3 * 4 + 4) * (2 + (4 if stages == 1 else 3))
-    buffers = plan.store.allocate(plan.program.pools["saved"], poison=False)
+    # An integer and a 3 x 3 matrix per layer: the stack has the slots of the fullest rank, and of Start and Head each rank
+    # has one at most.
+    assert found["weights"] == found["gradients"] == (3 * 3 * 4 + 4) * (6 if stages == 1 else 4)
+    buffers = plan.store.allocate(poison=False)
     assert found["saved"] == sum(map(size, buffers.values())) > 0
     message = 4 * 3 * 4  # float32 [4, 3]; the integers of [4] travel forward only
-    slots = plan.program.inboxes
-    assert found["messages"] == slots.get(Y, 0) * (message + 4 * 4) + slots.get(DX, 0) * message
+    y, dx = (1 + plan.program.inboxes[value] if stages > 1 else 0 for value in (Y, DX))  # and the one that was sent
+    assert found["messages"] == y * (message + 4 * 4) + dx * message
     assert (found["messages"] == 0) == (stages == 1)
 
 
 def test_messages_are_counted_by_arrival_slot():
     plan = plan_of((0, 1, 4, 6), schedules.gpipe(3, 4))
     plan.program = dataclasses.replace(plan.program, inboxes={Y: 3, DX: 2})
-    assert plan.bytes_per_rank()["messages"] == 3 * (4 * 3 * 4 + 4 * 4) + 2 * 4 * 3 * 4
+    assert plan.bytes_per_rank()["messages"] == (1 + 3) * (4 * 3 * 4 + 4 * 4) + (1 + 2) * 4 * 3 * 4
 
 
 def test_gradients_of_short_floats_are_summed_in_long_ones():

@@ -87,6 +87,36 @@ def test_ties_and_keys(ranks):
     assert_close(forward(module, layers, BATCH[0][0]), x, 1e-6)
 
 
+@pytest.mark.parametrize("rule", [None, "layer_001/w"])
+def test_casts_as_they_are_written_out_here(rule):
+    """Short weights and inputs, short values between the layers, long outputs; gradients of the long weights."""
+
+    def wide(p, x):
+        return jnp.sin(x.astype(jnp.float32) @ p["w"].astype(jnp.float32)) * p["n"].astype(jnp.float32)
+
+    layer = jaxpipe.Layer(lambda key, x: {}, wide)
+    module = jaxpipe.PipelineModule([layer, layer], lambda y, t: ((y - t) ** 2).mean())
+
+    def short(a):
+        return a.astype(jnp.bfloat16)
+
+    def once(w, x, n):
+        return jnp.sin(short(x).astype(jnp.float32) @ w.astype(jnp.float32)) * n
+
+    def whole(a, b):
+        b = b if rule else short(b)
+        outputs = [once(b, short(once(short(a), x, 1.0)), 2.0) for x in BATCH[0]]
+        return sum(((y - t) ** 2).mean() for y, t in zip(outputs, BATCH[1], strict=True)) / M
+
+    wanted, gradients = jax.jit(jax.value_and_grad(whole, (0, 1)))(*map(jnp.asarray, W))
+    casts = {"compute_dtype": jnp.bfloat16, "float32_params": rule}
+    found, grads = value_and_grad(module, LAYERS, BATCH, **casts)
+    assert_close((found, [g["w"] for g in grads]), (wanted, list(gradients)), 2e-3)
+    plain, _ = value_and_grad(module, LAYERS, BATCH)
+    assert abs(float(found) - float(plain)) > 1e-5, "the casts make a difference"
+    assert forward(module, LAYERS, BATCH[0][0], **casts).dtype == jnp.float32
+
+
 def test_gradients_of_short_floats_are_added_in_long_ones():
     table = jaxpipe.Layer(lambda key, x: {}, lambda p, x: p["t"] * x.astype(jnp.bfloat16), "Table")
     module = jaxpipe.PipelineModule([table], lambda y, t: y.astype(jnp.float32).sum())

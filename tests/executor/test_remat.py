@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from jaxpipe.errors import ConfigError
 from jaxpipe.executor.remat import check_remat, mode
-from jaxpipe.executor.unit import Keep, Recompute
+from jaxpipe.executor.unit_kinds import Keep, Recompute
+from jaxpipe.layout.layout import Address
+from jaxpipe.layout.stages import Part, StatePlace
 from jaxpipe.model.layers import Kind
-from jaxpipe.model.layout import Address
-from jaxpipe.model.stages import Part
 
 KINDS = [Kind(lambda key, x: {}, lambda p, x: x) for _ in range(3)]
 POLICY = jax.checkpoint_policies.dots_saveable
@@ -25,7 +25,10 @@ def part_lists(draw):
         kind, stacked = draw(st.integers(0, 2)), draw(st.booleans())
         count = draw(st.integers(1, 7))
         address = Address("stacked", str(kind)) if stacked else None
-        parts.append(Part(KINDS[kind], offset, count, address, used.get(kind, 0) if stacked else 0, label=str(number)))
+        slot = used.get(kind, 0) if stacked else 0
+        # In another stack, where the slots need not be the same.
+        state = StatePlace(Address("stacked", f"state {kind}"), slot + 3, (True,)) if draw(st.booleans()) else None
+        parts.append(Part(KINDS[kind], offset, count, address, slot, state=state, label=str(number)))
         offset += count
         if stacked:
             used[kind] = used.get(kind, 0) + count
@@ -33,9 +36,13 @@ def part_lists(draw):
 
 
 def layers(parts, repeats=1):
-    """(offset in the stage, slot, address, kind) of every layer, in the order in which it runs."""
+    """(offset in the stage, slot, slot of the state, address, kind) of every layer, in the order in which it runs."""
+
+    def slots(part, at):
+        return part.slot + at if part.address else None, part.state and part.state.slot + at
+
     return [
-        (part.offset + at, part.slot + at if part.address else None, part.address, part.kind)
+        (part.offset + at, *slots(part, at), part.address, part.kind)
         for repeat in range(repeats)
         for part in parts
         for at in range(repeat * part.count, (repeat + 1) * part.count)

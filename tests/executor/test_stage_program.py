@@ -8,9 +8,12 @@ import pytest
 import jaxpipe
 from jaxpipe import schedules
 from jaxpipe.executor.plan import TrainPlan
+from jaxpipe.executor.pullback import Twice
+from jaxpipe.executor.seeds import Seeds
 from jaxpipe.executor.stage_program import MicroBatch
+from jaxpipe.layout.layout import Layout
 from jaxpipe.model import keys
-from jaxpipe.model.layout import Layout
+from jaxpipe.model.context import Aux
 from tests.compare import assert_close
 from tests.executor.small import BLOCK, LAYERS, MODULE, WIDTH, make_batch, prepared
 
@@ -37,6 +40,7 @@ def wanted():
 def program_of(remat):
     plan = TrainPlan(LAYOUT, MESH, PROGRAM, remat, BATCH, KEY)
     (program,) = plan.programs
+    plan.store.settle([3])
     return plan, program
 
 
@@ -46,14 +50,16 @@ def test_forward_and_backward(remat, wanted):
 
     @jax.jit
     def run(params, ids, labels, key):
-        held = plan.weights.enter(params)
-        buffers = plan.store.allocate(3, poison=True)
+        held = plan.weights.enter(params, jnp.int32(0))
+        buffers = plan.store.allocate(poison=True)
         micro_batch = MicroBatch(key, ids, labels, jnp.int32(1), jnp.int32(0))
-        y, buffers = program.forward(held, ids, micro_batch, buffers)
+        y, buffers, beside = program.forward(held, ids, micro_batch, buffers, Aux())
         grads = plan.weights.blank_gradients(held)
-        total, dy, grads = program.loss_and_gradient(held, micro_batch, buffers, grads, jnp.float32(0.5))
-        dx, grads = program.backward(held, dy, micro_batch, buffers, grads)
-        return y, buffers, total, dx, plan.weights.leave(grads)
+        both = Twice.of(held)
+        seed = Seeds(jnp.float32(0.5))
+        total, dy, grads, beside = program.loss_and_gradient(held, micro_batch, buffers, beside, grads, seed)
+        dx, grads = program.backward(both, dy, micro_batch, buffers, beside, grads)
+        return y, buffers, total, dx, plan.weights.leave(grads, jnp.int32(0))
 
     ids, labels = BATCH[0][1], BATCH[1][1]
     y, buffers, total, dx, grads = run(PARAMS, ids, labels, KEY)
@@ -65,7 +71,10 @@ def test_forward_and_backward(remat, wanted):
         assert a["n"] == 0
     for name, buffer in buffers.items():
         if jnp.issubdtype(buffer.dtype, jnp.inexact):
-            assert np.isnan(buffer[0]).all() and np.isnan(buffer[2]).all(), f"{name}: only its own slot was written"
+            own = buffer.reshape(3, -1)
+            assert np.isnan(np.delete(own, 1, 0)).all() and not np.isnan(own[1]).any(), (
+                f"{name}: its own slot, and no other"
+            )
 
 
 def test_what_is_in_the_batch_is_not_kept():
@@ -84,8 +93,9 @@ def test_what_is_in_the_batch_is_not_kept():
 def test_entries_are_as_many_as_are_made():
     plan, program = program_of(3)
     assert [(segment.repeats, segment.unit.parts[0].count) for segment in program.segments] == [(1, 1), (1, 3), (1, 1)]
-    sizes = {name: aval.shape[:2] for name, aval in plan.store.avals(2).items()}
-    assert sizes == {"float32[4,3]": (2, 3), "int32[4]": (2, 3)}, "two units of blocks, and the tail's input"
+    sizes = {name: aval.shape for name, aval in plan.store.avals().items()}
+    wanted = {"float32[4,3]": (9, 4, 3), "int32[4]": (9, 4)}
+    assert sizes == wanted, "two units of blocks, and the tail's input"
 
 
 def test_a_run_of_layers_at_the_very_beginning_keeps_what_it_takes():

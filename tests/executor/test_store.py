@@ -1,9 +1,12 @@
 """Places of what is kept: they never overlap within a stage program, and programs share the buffers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxpipe.executor import store
@@ -16,33 +19,63 @@ KINDS = [F32, I32, WIDE, KEY]
 segments = st.lists(st.tuples(st.lists(st.sampled_from(range(4)), max_size=4), st.integers(1, 4)), max_size=4)
 
 
-def places(entries, repeats):
-    return [(entry.buffer, entry.start + i * entry.stride) for entry in entries for i in range(repeats)]
-
-
-@given(st.lists(segments, min_size=1, max_size=3))
-def test_entries_of_a_program_never_overlap_and_fill_the_buffers(programs):
-    plan = Store()
-    most = {}
+def settled(programs, slots):
+    """A store of some programs, each a list of (kinds of values, repeats), and the entries of each."""
+    plan, entries = Store(), []
     for program in programs:
-        cursor, used = plan.cursor(), []
-        for kinds, repeats in program:
-            used += places(cursor.take([KINDS[kind] for kind in kinds], repeats), repeats)
+        kept = plan.program()
+        entries.append([(kept.take([KINDS[kind] for kind in kinds], repeats), repeats) for kinds, repeats in program])
+    plan.settle(slots)
+    return plan, entries
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(segments, st.integers(1, 3)), min_size=1, max_size=3))
+def test_values_of_a_program_never_overlap_and_fit_the_buffers(programs):
+    slots = [count for _, count in programs]
+    plan, entries = settled([program for program, _ in programs], slots)
+    found = plan.avals()
+    for segments, count in zip(entries, slots, strict=True):
+        used = []
+        for slot in range(count):
+            for taken, repeats in segments:
+                for entry in taken:
+                    for repeat in range(repeats):
+                        at, length = entry.program.place(entry, slot, repeat)
+                        assert at + length <= found[entry.buffer].shape[0]
+                        used += [(entry.buffer, at + i) for i in range(length)]
         assert len(set(used)) == len(used)
-        for name in {name for name, _ in used}:
-            ours = sorted(index for other, index in used if other == name)
-            assert ours == list(range(len(ours))), "no entry is left out"
-            most[name] = max(most.get(name, 0), len(ours))
-    found = plan.avals(5)
-    assert {name: aval.shape[:2] for name, aval in found.items()} == {name: (5, n) for name, n in most.items()}
+    # No more than the program of most needs, of each dtype, but for what rooms may take.
+    for dtype in {aval.dtype for aval in found.values()}:
+        most = 0
+        for segments, count in zip(entries, slots, strict=True):
+            kinds = [plan.kinds[entry.kind] for taken, repeats in segments for entry in taken for _ in range(repeats)]
+            most = max(most, count * sum(math.prod(aval.shape) for aval in kinds if aval.dtype == dtype))
+        assert sum(math.prod(aval.shape) for aval in found.values() if aval.dtype == dtype) <= 1.01 * most
 
 
-def test_what_was_written_is_read():
+def test_values_that_are_kept_apart_share_no_buffer():
     plan = Store()
-    cursor = plan.cursor()
-    avals = [F32, KEY, F32, I32]
-    first, second = cursor.take(avals, 3), cursor.take([F32], 1)
-    buffers = plan.allocate(2, poison=True)
+    kept, other = plan.program(), plan.program()
+    first, second = (kept.take([F32, F32, I32], 2, apart=True) for _ in range(2))
+    other.take([WIDE], 9, apart=True)
+    plan.settle([5, 1])
+    assert len({entry.buffer for entry in first}) == 3, "within one op"
+    assert [a.buffer for a in first] == [b.buffer for b in second] and [b.start for b in second] == [2, 2, 2]
+    assert {plan.avals()[entry.buffer].shape[0] for entry in first} == {5 * 4}
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_what_was_written_is_read(alike):
+    plan = Store()
+    avals = [F32, KEY, WIDE, I32]
+    kept = plan.program()
+    first, second = kept.take(avals, 3), kept.take([F32], 1)
+    if not alike:  # another stage keeps no such thing
+        plan.program().take([jax.ShapeDtypeStruct((7,), jnp.float32), jax.ShapeDtypeStruct((99,), jnp.int32)], 9)
+    plan.settle([2] if alike else [2, 1])
+    assert (first[0].buffer == "float32[2]") == alike
+    buffers = plan.allocate(poison=True)
     key = jax.random.key(3)
 
     def values(slot, repeat):
@@ -50,7 +83,7 @@ def test_what_was_written_is_read():
         return [
             jnp.full(2, number),
             jax.random.fold_in(key, slot * 3 + repeat),
-            jnp.full(2, -number),
+            jnp.full((2, 3), -number),
             jnp.full(2, slot * 3 + repeat),
         ]
 
@@ -65,17 +98,40 @@ def test_what_was_written_is_read():
             ):
                 assert found.dtype == wanted.dtype and (found == wanted).all()
         assert (store.read(buffers, jnp.int32(slot), second, 0, [F32])[0] == 77.0 + slot).all()
-    assert not any(np.isnan(np.asarray(buffer)).any() for buffer in buffers.values()), "all entries were written"
+    spoiled = kept.spoil(buffers, jnp.int32(0))
+    for slot in range(2):
+        for repeat in range(3):
+            found = store.read(spoiled, jnp.int32(slot), first, repeat, avals)
+            assert np.isnan(found[0]).all() == np.isnan(found[2]).all() == (slot == 0)
 
 
 def test_writing_leaves_the_callers_buffers_as_they_are():
     plan = Store()
-    entries = plan.cursor().take([F32], 1)
-    buffers = plan.allocate(1, poison=False)
+    entries = plan.program().take([F32], 1)
+    plan.settle([1])
+    buffers = plan.allocate(poison=False)
     store.write(buffers, jnp.int32(0), entries, 0, [jnp.ones(2)])
     assert (buffers[entries[0].buffer] == 0).all()
 
 
 def test_poison_is_for_numbers_that_can_show_it():
     assert np.isnan(store.blank((2,), jnp.bfloat16, True).astype(jnp.float32)).all()
+    assert (np.asarray(store.blank((2,), jnp.uint32, True)) == 2**32 - 1).all(), "NaN, if they are the words of floats"
     assert (store.blank((2,), jnp.int32, True) == 0).all() and (store.blank((2,), jnp.float32, False) == 0).all()
+
+
+def test_values_in_the_order_of_their_dims():
+    """On any platform the values are the same; the compiler is told about arrays that have an order at all."""
+    plan = Store()
+    entries = plan.program().take([WIDE, F32], 2, in_order=True)
+    plan.settle([2])
+    wide, flat = jnp.arange(6.0).reshape(2, 3), jnp.arange(2.0)
+
+    def there_and_back(wide, flat):
+        buffers = store.write(plan.allocate(poison=True), jnp.int32(1), entries, 1, [wide, flat])
+        return store.read(buffers, jnp.int32(1), entries, 1, [WIDE, F32])
+
+    found = jax.jit(there_and_back)(wide, flat)
+    np.testing.assert_array_equal(found[0], wide)
+    np.testing.assert_array_equal(found[1], flat)
+    assert str(jax.make_jaxpr(there_and_back)(wide, flat)).count("layout_constraint") == 2

@@ -47,7 +47,7 @@ def run(tally, reals):
         for m in (2, 0, 3, 1):
             real = None if reals is None else jnp.bool_(reals[m])
             sums = tally.add(sums, jnp.int32(m), jnp.asarray(Y[m]), jnp.asarray(T[m]), real)
-        loss, joined = tally.reduced(sums, jnp.int32(0), "pipe", "data")
+        loss, joined = tally.reduced(sums, {}, jnp.int32(0), "pipe", "data")
         return tally.results(loss, joined), tally.kept_rows(sums)
 
     return whole()
@@ -101,7 +101,7 @@ def test_raw_terms_of_a_mean_weigh_as_its_rows():
 
 def test_extremes_of_nothing_change_nothing():
     start = tally_of(mean, metrics=True, metrics_fn=named).start()
-    assert start.metrics["max"][0] == -np.inf and start.metrics["min"][0] == np.iinfo(np.int32).max
+    assert start.metrics["max"].terms[0] == -np.inf and start.metrics["min"].terms[0] == np.iinfo(np.int32).max
     assert tally_of(None, loss=False).start().loss is None
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 import jaxpipe
+from jaxpipe.model.context import Context
 from jaxpipe.model.layers import bind
 
 X = jnp.ones((4, 8))
@@ -25,7 +26,8 @@ class Block(nnx.Module):
 def run(entry, train=True, key=KEY, x=X):
     (layer,) = bind([entry])
     params = layer.init(jax.random.key(0), x)
-    return jax.jit(lambda p, x, k: layer.apply(p, x, k, train))(params, x, key if layer.uses_key else None)
+    context = Context(key if layer.uses_key else None)
+    return jax.jit(lambda p, x, c: layer.apply(p, x, c, train)[0])(params, x, context)
 
 
 def factor(entry, **options):

@@ -180,7 +180,8 @@ def test_in_a_backward_that_a_user_has_written(remat):
         raise IndexError("mine")
 
     def gradient(bwd):
-        module = jaxpipe.PipelineModule([jnp.sin, layer(bwd), jnp.tanh], lambda y, t: y.mean(), [0, 2, 3])
+        scale = jaxpipe.Layer(lambda key, x: {"w": jnp.ones(())}, lambda p, x: x * p["w"])  # without it, no backward
+        module = jaxpipe.PipelineModule([scale, layer(bwd), jnp.tanh], lambda y, t: y.mean(), [0, 2, 3])
         pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2), 1, remat=remat)
         return pipe.value_and_grad(pipe.init(0, X), (X[None], None))
 

@@ -17,6 +17,11 @@ def custom(a, b):
 custom.defjvp(lambda primals, tangents: (custom(*primals), custom(*tangents)))
 
 
+def kept(a):
+    """The same numbers, as something else: the body of a loop that hands a module on looks like this."""
+    return jax.checkpoint(lambda a: a)(a)
+
+
 @pytest.mark.parametrize(
     ("function", "wanted"),
     [
@@ -29,6 +34,14 @@ custom.defjvp(lambda primals, tangents: (custom(*primals), custom(*tangents)))
         (lambda a, b: jax.jit(lambda x, y: (y, x))(a * 2, b), [1, None]),
         (custom, [1, None]),
         (lambda a, b: jax.lax.cond(a.sum() > 0, lambda a, b: (a, b), lambda a, b: (b, a), a, b), [None, None]),
+        (lambda a, b: jax.lax.cond(a.sum() > 0, lambda a, b: (a, b), lambda a, b: (a, b * 2), a, b), [0, None]),
+        (lambda a, b: jax.lax.scan(lambda c, x: (c * x.sum(), kept(x)), a, b), [None, 1]),
+        (lambda a, b: jax.lax.scan(lambda c, x: (kept(c), x * 2), a, b), [0, None]),
+        (lambda a, b: jax.lax.scan(lambda c, x: ((c[1], c[0]), None), (a, b), length=3)[0], [None, None]),
+        (
+            lambda a, b: jax.lax.fori_loop(0, a.sum().astype(int), lambda i, c: (kept(c[0]), c[1] * 2), (a, b)),
+            [0, None],
+        ),
     ],
 )
 def test_origins(function, wanted):

@@ -7,7 +7,7 @@ import pytest
 
 import jaxpipe
 from jaxpipe.errors import ConfigError
-from jaxpipe.model.keys import as_key
+from jaxpipe.model.keys import anywhere, as_key
 from tests.compare import assert_close
 
 
@@ -73,3 +73,15 @@ def test_seeds_where_keys_are_taken():
     with pytest.raises(ConfigError, match="must be one PRNG key"):
         pipe.value_and_grad(params, batch, "7")
     assert "main" in pipe.lower_train(params, batch, 7).as_text()
+
+
+def test_a_key_may_lie_anywhere():
+    module = jaxpipe.PipelineModule([jaxpipe.Layer(lambda key, x: {"w": jax.random.normal(key, (3,))}, lambda p, x: x)])
+    pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=1, data=2))
+    there, x = jax.device_put(jax.random.key(5), jax.devices()[3]), np.ones((2, 3), np.float32)
+    assert_close(pipe.init(there, x), pipe.init(5, x), 0)
+    on_mesh = jax.device_put(there, jax.NamedSharding(pipe.mesh, jax.P()))
+    for key in (jax.random.key(5), on_mesh):
+        assert anywhere(key, pipe.mesh) is key, "it need not be copied, which would wait for it"
+    traced = jax.jit(lambda key: jax.random.key_data(anywhere(key, pipe.mesh)))(there)
+    assert (traced == jax.random.key_data(there)).all()

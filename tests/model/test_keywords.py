@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxpipe
+from jaxpipe.model.context import Context
 from jaxpipe.model.layers import bind
 
 X = jnp.ones((2, 3))
@@ -18,7 +19,7 @@ TWO = np.float32(2.0)
 
 def apply(entry, train=True, key=KEY, params=None):
     (layer,) = bind([entry])
-    return layer.apply({} if params is None else params, X, key if layer.uses_key else None, train)
+    return layer.apply({} if params is None else params, X, Context(key if layer.uses_key else None), train)[0]
 
 
 def of_layer(function):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxpipe.model.blame import Fault, blame
+from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.kinds import BoundLayer, Kind, recipe_of_callable, recipe_of_layer
 from jaxpipe.model.specs import Layer
 
@@ -15,9 +16,12 @@ X, KEY = jnp.ones(3), jax.random.key(0)
 
 
 def test_what_a_kind_returns_is_canonical():
-    kind = Kind(lambda key, x: {"w": np.ones(2, np.float64)}, lambda params, x, key, train: (1.5, np.int64(3)))
-    params, (y, n) = kind.init(KEY, X), kind.apply({}, X, None, True)
-    assert params["w"].dtype == y.dtype == jnp.float32 and n.dtype == jnp.int32
+    kind = Kind(
+        lambda key, x: {"w": np.ones(2, np.float64)},
+        lambda params, x, context, train: ((1.5, np.int64(3)), Aux({"n": np.int64(4)})),
+    )
+    params, ((y, n), aux) = kind.init(KEY, X), kind.apply({}, X, Context(None, {"n": jnp.int32(0)}), True)
+    assert params["w"].dtype == y.dtype == jnp.float32 and n.dtype == aux.state["n"].dtype == jnp.int32
     assert all(isinstance(leaf, jax.Array) and not leaf.weak_type for leaf in (params["w"], y, n))
     with pytest.raises(Fault, match="returned 'text' of type str"):
         Kind(lambda key, x: "text", kind.apply).init(KEY, X)
@@ -25,14 +29,14 @@ def test_what_a_kind_returns_is_canonical():
 
 def test_errors_that_leave_a_kind_say_whose_they_are():
     """A mistake in shapes is told as a misfit of two layers only if JAX made it, which can be seen here and no later."""
-    kind = Kind(lambda key, x: {}, lambda params, x, key, train: x @ jnp.ones((4, 4)))
+    kind = Kind(lambda key, x: {}, lambda params, x, context, train: (x @ jnp.ones((4, 4)), Aux()))
     with pytest.raises(TypeError, match="layer 3 cannot take its input: layer 2 returns float32"):
         with blame("layer 3", lambda: "layer 2 returns float32[3]"):
-            kind.apply({}, X, None, True)
+            kind.apply({}, X, Context(), True)
 
 
 def test_a_layer_asks_for_its_kind():
-    kind = Kind(lambda key, x: {}, lambda params, x, key, train: x, uses_key=True)
+    kind = Kind(lambda key, x: {}, lambda params, x, context, train: (x, Aux()), uses_key=True)
     layer = BoundLayer("Mine", kind)
     assert (layer.init, layer.apply, layer.uses_key) == (kind.init, kind.apply, True)
 
@@ -43,11 +47,13 @@ def test_recipe_of_a_pair():
     assert recipe.name == "given" and recipe_of_layer("given", Layer(layer.init, layer.apply, "Own")).name == "Own"
     kind = recipe.adapt()
     assert kind.uses_key
-    y, no_key, train = kind.apply(kind.init(KEY, X), X, None, True)
+    (y, no_key, train), _ = kind.apply(kind.init(KEY, X), X, Context(), True)
     assert (y == 2).all() and no_key and train
-    assert not kind.apply(kind.init(KEY, X), X, KEY, False)[2]
+    assert not kind.apply(kind.init(KEY, X), X, Context(KEY), False)[0][2]
     other = recipe_of_layer("given", layer, forward_fn=lambda p, x: x - p["w"])
-    assert (other.adapt().apply({"w": jnp.float32(2)}, X, None, True) == -1).all() and other.source != recipe.source
+    assert (
+        other.adapt().apply({"w": jnp.float32(2)}, X, Context(), True)[0] == -1
+    ).all() and other.source != recipe.source
 
 
 def test_recipe_of_a_function():
@@ -56,11 +62,47 @@ def test_recipe_of_a_function():
 
     kind = recipe_of_callable(drop).adapt()
     assert kind.init(KEY, X) == {} and kind.uses_key
-    assert (kind.apply({}, X, KEY, True) == 0).all()
-    assert (kind.apply({}, X, KEY, False) == 1).all() and (kind.apply({}, X, None, True) == 1).all(), (
-        "no key, no dropout"
-    )
+    assert (kind.apply({}, X, Context(KEY), True)[0] == 0).all()
+    assert (kind.apply({}, X, Context(KEY), False)[0] == 1).all() and (
+        kind.apply({}, X, Context(), True)[0] == 1
+    ).all(), "no key, no dropout"
     assert (
         recipe_of_callable(functools.partial(drop)).name == "drop" and recipe_of_callable(lambda x: x).name == "lambda"
     )
     assert recipe_of_callable(jnp.tanh).source[1] is jnp.tanh
+
+
+def test_a_pair_with_state():
+    def init(key, x):
+        return {"w": jnp.float32(2)}, {"seen": jnp.float32(0), "table": jnp.ones(3)}
+
+    def apply(params, state, x, *, train, key=None):
+        assert key is None
+        return params["w"] * x + state["seen"], {"seen": state["seen"] + (1 if train else 100), "table": state["table"]}
+
+    kind = recipe_of_layer("given", Layer(init, apply, stateful=True)).adapt()
+    assert kind.uses_key and kind.init(KEY, X) == {"w": 2}
+    state = kind.init_state(KEY, X)
+    y, aux = kind.apply(kind.init(KEY, X), X, Context(None, state), True)
+    assert (y == 2).all() and aux.state["seen"] == 1 and aux.state["table"] is state["table"]
+    y, aux = kind.apply(kind.init(KEY, X), X, Context(None, aux.state), False)
+    assert (y == 3).all() and aux.state["seen"] == 1, "an evaluation changes nothing"
+    assert (
+        recipe_of_layer("given", Layer(init, apply, stateful=True)).source
+        != recipe_of_layer("given", Layer(init, apply)).source
+    )
+
+
+@pytest.mark.parametrize(
+    ("init", "apply", "message"),
+    [
+        (lambda k, x: {"w": 1.0}, None, r"init returns \(params, state\), but it returned a dict"),
+        (lambda k, x: ({}, {}), lambda p, s, x: x, r"apply returns \(y, new state\), but it returned a "),
+        (lambda k, x: ({}, {}), lambda p, s, x: (x, s, s), "returned a tuple of 3"),
+        (lambda k, x: ({}, {"k": jax.random.key(0)}), None, "the PRNG key 'k' in its state"),
+    ],
+)
+def test_a_pair_with_state_that_returns_something_else(init, apply, message):
+    kind = recipe_of_layer("given", Layer(init, apply or (lambda p, s, x: (x, s)), stateful=True)).adapt()
+    with pytest.raises(Fault, match=message):
+        kind.apply(kind.init(KEY, X), X, Context(None, kind.init_state(KEY, X)), True)

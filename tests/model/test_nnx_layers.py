@@ -183,7 +183,7 @@ class Writes(nnx.Module):
         return self.drop(x) * self.scale[...]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of flax, about sow
+@pytest.mark.filterwarnings("ignore:layer 0 .* sows 'h'")
 @pytest.mark.parametrize("how", ["same", "sow", "jit", "remat"])
 def test_calls_that_lose_nothing(how):
     assert run(Spec(Writes, how)).shape == X.shape
@@ -202,3 +202,16 @@ def test_calls_that_lose_nothing(how):
 def test_what_would_be_lost_is_refused(how, message):
     with pytest.raises(LayerError, match=message):
         jaxpipe.PipelineModule([jnp.tanh, Spec(Writes, how)]).shapes(X)
+
+
+def test_an_array_that_is_no_variable_is_not_written():
+    class Counts(nnx.Module):
+        def __init__(self):
+            self.total = nnx.data(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.total = self.total + x.sum()
+            return x + self.total
+
+    with pytest.raises(LayerError, match=r"writes to 'total' in its call, an array that is no variable.*nnx.Variable"):
+        jaxpipe.PipelineModule([jaxpipe.LayerSpec(Counts)]).shapes(jnp.ones((2, 3)))

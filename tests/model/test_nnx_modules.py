@@ -1,12 +1,14 @@
 """What nnx modules are made of: paths, variables, switches, plain arrays, axes."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model import nnx_modules
+from jaxpipe.model.axes import Annotation
 from jaxpipe.model.specs import LayerSpec
 
 SPEC = LayerSpec(nnx.Linear, 2, 2)
@@ -71,15 +73,27 @@ def test_axes_that_metadata_names():
     kernel = nnx.with_partitioning(nnx.initializers.zeros, (None, ("model", "more")))
     with nnx.use_eager_sharding(False):
         dense = nnx.Linear(2, 2, kernel_init=kernel, rngs=nnx.Rngs(0))
-    assert nnx_modules.axes(nnx.state(dense, nnx.Param)) == {"model", "more"}
-    assert nnx_modules.axes(nnx.state(outer(), nnx.Param)) == set()
+    assert nnx_modules.annotations(nnx.state(dense, nnx.Param)) == {"kernel": Annotation(((), ("model", "more")))}
+    assert nnx_modules.annotations(nnx.state(outer(), nnx.Param)) == {}
 
 
-def test_other_variables_are_refused():
+def test_variables_as_nested_dicts():
     norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
-    rest = nnx.split(norm, nnx.Param, ...)[2]
-    with pytest.raises(
-        LayerError, match=r"the variable '(mean|var)' is a BatchStat. Layers with state beside nnx.Param"
-    ):
-        nnx_modules.reject_state(SPEC, rest)
-    nnx_modules.reject_state(SPEC, nnx.split(outer(), nnx.Param, nnx.RngState, ...)[3])
+    graph, params, streams, state, rest = nnx.split(norm, *nnx_modules.GROUPS, ...)
+    held = nnx_modules.Variables(state)
+    assert sorted(held.paths) == [("mean",), ("var",)] and nnx_modules.Variables(params).paths != held.paths
+    values = held.of(norm)
+    assert jax.tree.map(jnp.shape, values) == {"mean": (2,), "var": (2,)}
+    again = nnx.merge(graph, params, streams, held.filled({"var": values["var"] + 1, "mean": values["mean"]}), rest)
+    assert (again.var[...] == 2).all() and (again.mean[...] == 0).all()
+
+
+def test_an_intermediate_of_the_constructor_is_refused():
+    class Sown(nnx.Module):
+        def __init__(self):
+            self.seen = nnx.Intermediate(jnp.zeros(2))
+
+    state = nnx.split(Sown(), *nnx_modules.GROUPS, ...)[3]
+    with pytest.raises(LayerError, match="the variable 'seen' is an nnx.Intermediate that __init__ makes"):
+        nnx_modules.reject_intermediates(SPEC, state)
+    nnx_modules.reject_intermediates(SPEC, nnx.split(outer(), *nnx_modules.GROUPS, ...)[3])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxpipe.errors import NonFiniteError
-from jaxpipe.monitor.watch import StepInfo, Watch
+from jaxpipe.monitor.watch import PATIENCE, StepInfo, Watch
 
 
 class Pending:
@@ -31,7 +31,7 @@ def test_finite_steps_and_steps_that_run_say_nothing():
     watch.add(1, done(info(1.0, 2.0)))
     watch.add(2, info(1.0, float("nan"), Pending()))
     for _ in range(3):
-        watch.raise_if_not_finite()
+        watch.raise_late()
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,34 @@ def test_the_call_and_what_was_not_finite_are_named_once(loss, norm, what):
     watch.add(6, done(info(1.0, 1.0)))
     watch.add(7, done(info(loss, norm)))
     with pytest.raises(NonFiniteError, match=what):
-        watch.raise_if_not_finite()
-    watch.raise_if_not_finite()
+        watch.raise_late()
+    watch.raise_late()
+
+
+def test_overflows_under_a_dynamic_scale_are_an_error_only_if_many_in_a_row_are_at_the_floor():
+    watch = Watch()
+
+    def overflow(call, floor):
+        watch.add(call, done(info(2.0, float("inf"))._replace(loss_scale=jnp.float32(1), at_floor=jnp.bool_(floor))))
+        watch.raise_late()
+
+    for call in range(2 * PATIENCE):
+        overflow(call, False)
+    for call in range(PATIENCE - 1):
+        overflow(call, True)
+    watch.add(0, done(info(1.0, 1.0)))
+    for call in range(PATIENCE - 1):
+        overflow(call, True)
+    with pytest.raises(NonFiniteError, match=rf"The {PATIENCE} steps up to step 99 .* scale, 1; .*gradient norm inf"):
+        overflow(99, True)
+    overflow(100, True)  # training may go on
 
 
 def test_forgotten_steps_are_not_told():
     watch = Watch()
     watch.add(1, done(info(float("nan"), 1.0)))
     watch.clear()
-    watch.raise_if_not_finite()
+    watch.raise_late()
 
 
 def test_several_processes_look_at_the_same_steps(monkeypatch):
@@ -63,9 +82,9 @@ def test_several_processes_look_at_the_same_steps(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     watch = Watch()
     watch.add(1, done(info(float("nan"), 1.0)))
-    watch.raise_if_not_finite()
+    watch.raise_late()
     watch.add(2, info(1.0, 1.0))
-    watch.raise_if_not_finite()
+    watch.raise_late()
     watch.add(3, info(1.0, 1.0))
     with pytest.raises(NonFiniteError, match="Step 1 had the loss nan"):
-        watch.raise_if_not_finite()
+        watch.raise_late()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxpipe
-from jaxpipe.model.layout import Layout
+from jaxpipe.layout.layout import Layout
 from jaxpipe.optimizer.natural import NaturalTree
 
 BLOCKS = (2, 3, 4, 5)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
@@ -66,14 +67,17 @@ def test_stored_and_back_and_where_it_lies():
     leaves, structure = placed(optax.adam(1e-3))
     plan = StatePlan(TREE, structure, leaves)
     (stack,) = TREE.layout.stacks.values()
+    number = np.arange(2 * stack.slots).reshape(2, stack.slots)
     stacked = {
-        (leaf.stack, leaf.name): jnp.arange(2 * stack.slots).reshape(2, stack.slots) for leaf in leaves if leaf.home
+        (leaf.stack, leaf.name): np.tile(number[..., *[None] * leaf.aval.ndim], (1, 1, *leaf.aval.shape))
+        for leaf in leaves
+        if leaf.home
     }
-    rest = {leaf.name: number for number, leaf in enumerate(leaves) if not leaf.home}
+    rest = {leaf.name: np.full(leaf.aval.shape, number) for number, leaf in enumerate(leaves) if not leaf.home}
     state = plan.stored(stacked, rest)
     natural = plan.natural(state)
     for layer, (rank, slot) in stack.places.items():
-        assert natural[0].mu[f"layer_{layer:03d}"]["w"] == rank * stack.slots + slot
+        assert (natural[0].mu[f"layer_{layer:03d}"]["w"] == rank * stack.slots + slot).all()
     assert natural[0].count == rest["[0].count"]
     shardings = plan.shardings(mesh())
     assert {sharding.spec for sharding in shardings.stacked["Block"].values()} == {PartitionSpec("pipe")}

@@ -66,6 +66,65 @@ def test_the_first_failure_ends_the_others_and_is_the_exit_code(tmp_path, how, c
     assert found == code and "process 1" in err
 
 
+def test_the_first_failure_is_the_first_in_time(tmp_path):
+    """Process 0 ends as soon as process 1 is gone, as it does where they are connected."""
+    code, _, err = finish(
+        launch(
+            tmp_path,
+            f"""
+            import fcntl, os, time
+            lock, ready = open({str(tmp_path / "lock")!r}, "w"), {str(tmp_path / "ready")!r}
+            if os.environ["JAXPIPE_PROCESS_ID"] == "1":
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                open(ready, "w").close()
+                os.kill(os.getpid(), 9)
+            while not os.path.exists(ready):
+                time.sleep(0.001)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            time.sleep(0.02)
+            os._exit(1)
+            """,
+            *("-n", "2"),
+        )
+    )
+    assert code == 137 and "process 1 was ended by signal 9" in err
+
+
+def test_what_failed_processes_leave_behind_is_ended(tmp_path):
+    """Otherwise the launch would wait for it, because it holds the output open."""
+    code, _, _ = finish(
+        launch(
+            tmp_path,
+            f"""
+            import os, time
+            if os.fork() == 0:
+                time.sleep({LIMIT * 2})
+            os._exit(3)
+            """,
+            *("-n", "2"),
+        )
+    )
+    assert code == 3
+
+
+def test_nobody_reads_the_output(tmp_path):
+    done = tmp_path / "done"
+    process = launch(
+        tmp_path,
+        f"""
+        for _ in range(1000):
+            print("x" * 1000)
+        open({str(done)!r}, "w").close()
+        """,
+        *("-n", "1"),
+    )
+    assert process.stdout.readline().startswith("[0] x")
+    process.stdout.close()
+    process.stderr.close()
+    process.wait(timeout=LIMIT)
+    assert done.exists(), "it did not hang, and was not ended"
+
+
 def test_processes_that_do_not_obey_are_killed(tmp_path, monkeypatch):
     code, out, _ = finish(
         launch(
@@ -116,6 +175,41 @@ def test_signals_go_to_all(tmp_path, number, code):
         assert "ready" in process.stdout.readline()
     process.send_signal(number)
     assert finish(process)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ((signal.SIGTERM, signal.SIGTERM), 0),
+        ((signal.SIGTERM, signal.SIGINT), 130),
+        ((signal.SIGINT, signal.SIGINT), 130),
+    ],
+)
+def test_signals_that_come_again(tmp_path, numbers, code):
+    """A second Ctrl-C does not wait any more; a second SIGTERM lets processes save. Nothing is started again."""
+    process = launch(
+        tmp_path,
+        f"""
+        import signal, sys, time
+        asked = []
+        def ask(number, _):
+            print("heard", int(number), flush=True)
+            asked.append(number)
+        signal.signal(signal.SIGTERM, ask)
+        signal.signal(signal.SIGINT, ask)
+        print("ready", flush=True)
+        while signal.SIGTERM not in asked or {int(numbers[1])} not in asked:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        """,
+        *("-n", "1", "--restarts", "3"),
+    )
+    assert "ready" in process.stdout.readline()
+    process.send_signal(numbers[0])
+    assert f"heard {int(numbers[0])}" in process.stdout.readline()
+    process.send_signal(numbers[1])
+    found, out, err = finish(process)
+    assert found == code and "ready" not in out and "starting again" not in err
 
 
 @pytest.mark.parametrize(

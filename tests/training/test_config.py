@@ -13,6 +13,7 @@ import pytest
 from jaxpipe import schedules
 from jaxpipe.errors import ConfigError
 from jaxpipe.training.config import Config
+from jaxpipe.training.loss_scale import DynamicScale
 
 
 def numbered(*cases):
@@ -32,8 +33,10 @@ def test_defaults():
         "remat": "layer",
         "gradient_clipping": None,
         "compute_dtype": None,
+        "float32_params": None,
         "loss_scale": None,
         "zero_stage": 0,
+        "local_rows": False,
         "steps_per_print": None,
     }
 
@@ -64,6 +67,12 @@ def test_frozen_and_by_keyword_only():
         ("gradient_clipping", 1),
         ("gradient_clipping", 0.5),
         ("steps_per_print", 10),
+        ("local_rows", True),
+        ("compute_dtype", "bfloat16"),
+        ("float32_params", "norm|router"),
+        ("loss_scale", 1024.0),
+        ("loss_scale", "dynamic"),
+        ("loss_scale", DynamicScale(window=3)),
     ],
 )
 def test_accepted(field, value):
@@ -94,7 +103,9 @@ def test_schedule_refused(value, message):
 
 @pytest.mark.parametrize("value", [0, -2, 1.5, True, False, None, "layers", ["layer"]])
 def test_remat_refused(value):
-    with pytest.raises(ConfigError, match="remat=.* must be 'none', 'layer', 'stage', a positive number.*policy"):
+    with pytest.raises(
+        ConfigError, match="remat=.* must be 'none', 'dots', 'layer', 'stage', a positive number.*policy"
+    ):
         Config(remat=value)
 
 
@@ -110,21 +121,11 @@ def test_steps_per_print_refused(value):
         Config(steps_per_print=value)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("compute_dtype", "bfloat16"),
-        ("compute_dtype", 0),
-        ("loss_scale", 1.0),
-        ("loss_scale", 0),
-        ("zero_stage", 1),
-        ("zero_stage", None),
-        ("zero_stage", False),
-    ],
-)
-def test_reserved_fields_say_that_they_are_not_implemented(field, value):
-    with pytest.raises(ConfigError, match=f"{field}={value!r} is not available yet in this version of jaxpipe"):
-        Config(**{field: value})
+def test_zero_stage():
+    assert Config(zero_stage=np.int64(1)).zero_stage == 1
+    for value in (2, 3, None, False, True, "1", 1.0):
+        with pytest.raises(ConfigError, match=f"zero_stage={value!r}: it is 0, or 1"):
+            Config(zero_stage=value)
 
 
 def test_replace_checks_again():
@@ -229,3 +230,21 @@ def test_policies():
         functools.partial(lambda flag, primitive, *_, **__: flag, True),
     ):
         assert Config(remat=remat).remat is remat
+
+
+@pytest.mark.parametrize(("field", "value"), [("compute_dtype", "float64"), ("loss_scale", 0), ("float32_params", "(")])
+def test_precision_refused(field, value):
+    with pytest.raises(ConfigError, match=f"{field}="):
+        Config(**{field: value})
+
+
+def test_precision_is_stored_as_names_and_floats():
+    config = Config(compute_dtype=jnp.bfloat16, loss_scale=np.int32(8))
+    assert config == Config(compute_dtype="bfloat16", loss_scale=8.0) and type(config.loss_scale) is float
+    assert Config(compute_dtype="float32").compute_dtype is None
+
+
+@pytest.mark.parametrize("value", [0, 1, None, "yes"])
+def test_local_rows_refused(value):
+    with pytest.raises(ConfigError, match="local_rows=.*: it is True or False"):
+        Config(local_rows=value)

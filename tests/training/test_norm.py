@@ -52,6 +52,16 @@ def test_of_nothing_and_of_what_is_not_finite():
     assert np.isnan(global_norm([jnp.asarray([1.0, np.inf]), jnp.asarray([np.nan])]))
 
 
+def test_a_nan_on_all_devices_is_not_lost():
+    """XLA's maximum over CPU devices is -inf then."""
+    mesh = jaxpipe.make_mesh(pipe=2)
+    rows = jax.NamedSharding(mesh, jax.P("pipe"))
+    for rank in (0, 1, slice(None)):
+        entries = np.ones((2, 3), np.float32)
+        entries[rank] = np.nan
+        assert np.isnan(jax.jit(global_norm)(jax.device_put(entries, rows)))
+
+
 def test_clipping_in_half_precision():
     """The scale, 1e-7, is no float16."""
     grads = {"w": jnp.full((4,), 60000.0, jnp.float16), "n": jnp.ones(2, jnp.int32)}

@@ -11,6 +11,8 @@ import pytest
 from jaxpipe.executor.train import StepResult
 from jaxpipe.optimizer.arguments import checked
 from jaxpipe.optimizer.layerwise import Layerwise
+from jaxpipe.processes.rounds import Answer
+from jaxpipe.training.loss_scale import DynamicScale
 from jaxpipe.training.optimizer import make_step
 from jaxpipe.training.state import make_state
 from tests.compare import assert_close
@@ -23,17 +25,18 @@ def layerwise():
     return Layerwise(checked(optax.sgd(0.5, 0.9)), layout(), mesh(), shapes, {})
 
 
-def step_of(clipping=None, loss=None):
+def step_of(clipping=None, loss=None, loss_scale=None):
     """A step whose gradient is `inputs`, and whose loss is `labels`, or what `loss` says of the key."""
 
-    def value_and_grad(params, inputs, labels, key):
-        return StepResult(labels if loss is None else loss(key), inputs)
+    def value_and_grad(params, inputs, labels, key, scale, layer_state):
+        assert (scale is None) == (loss_scale is None)
+        return StepResult(labels if loss is None else loss(key), inputs, {})
 
-    return jax.jit(make_step(value_and_grad, layerwise(), clipping))
+    return jax.jit(make_step(value_and_grad, layerwise(), clipping, loss_scale))
 
 
-def start():
-    return make_state(random_params(), layerwise(), jax.random.key(5), mesh())[0]
+def start(scaling=None):
+    return make_state(random_params(), layerwise(), jax.random.key(5), mesh(), scaling)[0]
 
 
 GRADS = random_params(1)
@@ -69,6 +72,34 @@ def test_a_step_that_is_not_finite_changes_nothing(where, value):
     before = start()
     assert_close((state.params, state.opt_state), jax.device_get((before.params, before.opt_state)), 0)
     assert (jax.random.key_data(state.key) == jax.random.key_data(before.key)).all()
+
+
+def test_a_dynamic_scale_learns_from_steps_that_change_nothing_else():
+    rule = DynamicScale(initial=4.0, window=2, minimum=2.0)
+    step, state = step_of(loss_scale=rule), start(rule)
+    seen = []
+    for loss in (1.0, np.inf, np.nan, 1.0, 1.0, 1.0):
+        state, info = step(state, GRADS, jnp.float32(loss))
+        seen.append((int(state.step), float(info.loss_scale), bool(info.at_floor), float(state.loss_scale.scale)))
+    assert seen == [
+        (1, 4, False, 4),
+        (1, 4, False, 2),
+        (1, 2, True, 2),
+        (2, 2, True, 2),
+        (3, 2, True, 4),
+        (4, 4, False, 4),
+    ]
+    assert set(info.metrics()) == {"loss", "grad_norm", "loss_scale"} and info.metrics()["loss_scale"] == 4
+    # What processes have refused is no overflow.
+    answer = Answer(jnp.zeros((1, 2), jnp.int32), jnp.bool_(False))
+    after, info = step(state, GRADS, jnp.float32(np.inf), answer)
+    assert not info.finite
+    assert_close(after.loss_scale, jax.device_get(state.loss_scale), 0)
+
+
+def test_a_fixed_scale_is_told_and_not_kept():
+    state, info = step_of(loss_scale=8.0)(start(), GRADS, jnp.float32(1))
+    assert info.metrics()["loss_scale"] == 8 and info.at_floor is None and state.loss_scale is None
 
 
 def test_every_step_has_a_key_of_its_own():

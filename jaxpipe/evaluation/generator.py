@@ -1,0 +1,167 @@
+"""`Generator`: runs generations, and brings prompts and tokens into the form that the user has and gets."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpipe.checks import as_integer, as_number, count, show
+from jaxpipe.data.place import on_all
+from jaxpipe.errors import ConfigError, DataError, LayerError
+from jaxpipe.evaluation.evaluator import Evaluator
+from jaxpipe.executor.evaluate import evaluate
+from jaxpipe.executor.generate import generate
+from jaxpipe.executor.generate_plan import GeneratePlan, Request
+from jaxpipe.executor.options import Options
+from jaxpipe.executor.permutes import Checked
+from jaxpipe.executor.sampling import Sampling
+from jaxpipe.executor.whole_window import recompute
+from jaxpipe.layout.layout import Layout
+from jaxpipe.mesh import data_size, pipe_size
+from jaxpipe.model.keys import anywhere, as_key
+from jaxpipe.model.shapes import describe
+from jaxpipe.types import Key, Params
+
+P = PartitionSpec
+Mixing = tuple[int, str]  # a layer that mixes positions, and how
+_LOGITS = Options(outputs=True, loss=False, reduce_output=None)
+
+
+class Generator:
+    """Generates tokens; each new shape of prompts, and each other set of rules, compiles once.
+
+    Args:
+      layout: where the weights live, asked for when it is needed.
+      mesh: the devices.
+      evaluator: for models that have to be run over the whole window.
+      poison: fill what nothing was written to with NaN, for tests.
+    """
+
+    def __init__(self, layout: Callable[[], Layout], mesh: Mesh, evaluator: Evaluator, poison: bool = False):
+        self._layout, self.mesh, self._evaluator, self._poison = layout, mesh, evaluator, poison
+        self._warned: set[int] = set()
+        everywhere = NamedSharding(mesh, P())
+        self._jitted = Checked(
+            jax.jit(self._traceable, static_argnames="request", out_shardings=(everywhere, everywhere)), mesh
+        )
+        self._mixing: dict[Request, Mixing | None] = {}  # what the trace of a request has found
+
+    def run(
+        self,
+        params: Params,
+        prompts: Any,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        stop: int | None = None,
+        key: Any = None,
+    ) -> jax.Array:
+        """Continues prompts, int32 [N, T] as `as_ids` gives; see `Pipeline.generate`."""
+        heat = as_number(temperature)
+        if heat is None or heat < 0:
+            raise ConfigError(
+                f"temperature={show(temperature)} must be a number, 0 or more. 0 takes the most likely token each time."
+            )
+        if top_k is not None:
+            top_k = count("top_k", top_k, " None draws among all tokens.")
+            if not heat:
+                raise ConfigError(
+                    f"top_k={top_k} needs a temperature above 0, such as 1.0. With temperature=0 the most likely token is "
+                    "taken each time."
+                )
+        if stop is not None and as_integer(stop) is None:
+            raise ConfigError(f"stop={show(stop)} must be one token, an integer, or None.")
+        sampling = Sampling(not heat, top_k, None if stop is None else as_integer(stop))
+        rows, length = prompts.shape
+        request = Request(rows, length, count("max_new_tokens", max_new_tokens), sampling)
+        key = anywhere(as_key(0 if key is None else key), self.mesh)
+        grouped = on_all(self._grouped(prompts), self.mesh)
+        tokens, causal = self._jitted(params, grouped, np.float32(heat or 1.0), key, request=request)
+        mixing = self._mixing[request]
+        if mixing is not None and not isinstance(causal, Tracer) and not bool(causal):
+            raise LayerError(
+                "The logits of a prompt depend on what stands behind it, so there is no next token to speak of: "
+                f"{self._label(mixing)}, or a layer behind it, is not causal. Use a causal mask, or give the layer a cache "
+                "(init_cache)."
+            )
+        return tokens
+
+    def _rows(self, request: Request) -> int:
+        """Rows of a group on one data rank."""
+        return -(-request.rows // (pipe_size(self.mesh) * data_size(self.mesh)))
+
+    def _grouped(self, prompts: Any) -> Any:
+        """[N, T] -> [groups, B, T], filled up with zeros."""
+        groups, data = pipe_size(self.mesh), data_size(self.mesh)
+        rows = -(-prompts.shape[0] // (groups * data)) * data
+        pad = ((0, groups * rows - prompts.shape[0]), (0, 0))
+        numpy: Any = jnp if isinstance(prompts, Tracer) else np
+        return numpy.pad(prompts, pad).reshape(groups, rows, prompts.shape[1])
+
+    def _traceable(
+        self, params: Params, prompts: jax.Array, temperature: jax.Array, key: Key, request: Request
+    ) -> tuple[jax.Array, jax.Array]:
+        plan = GeneratePlan(self._layout(), self.mesh, request, self._rows(request))
+        self._mixing[request] = plan.mixing
+        if plan.mixing is None:
+            made = generate(plan, params, prompts, temperature, key, poison=self._poison)
+            causal = jnp.bool_(True)
+        else:
+            self._say_why(plan.mixing)
+
+            def outputs(windows: jax.Array) -> jax.Array:
+                evaluation = self._evaluator.plan((windows, None), _LOGITS)
+                found = evaluate(evaluation, params, (windows, None), None).outputs
+                return found[-windows.shape[0] :]
+
+            made, causal = recompute(outputs, request, plan.vocabulary, prompts, temperature, key)
+        both = jnp.concatenate([prompts, made], axis=-1)
+        return both.reshape(-1, request.length)[: request.rows], causal
+
+    def _label(self, mixing: Mixing) -> str:
+        return self._layout().module.label(mixing[0])
+
+    def _say_why(self, mixing: Mixing) -> None:
+        layer, why = mixing
+        if layer in self._warned:
+            return
+        self._warned.add(layer)
+        warnings.warn(
+            f"generate runs the whole window again for each token, which is slow: {self._label(mixing)} has no cache, and "
+            f"it is not known to treat every position by itself ({why}). Give it a cache (Layer(init_cache=), or a flax "
+            "layer that decodes), or, if it only has to know where a position stands, the keyword `position`; see "
+            "docs/generation.md.",
+            stacklevel=4,
+        )
+
+
+def as_ids(prompts: Any) -> Any:
+    """The prompts as int32 [N, T], on the host unless they are being traced.
+
+    Raises:
+      DataError: they are something else.
+    """
+    rule = (
+        "Prompts are ids of tokens, integers [N, T], all of one length T of at least 1. Prompts of unlike lengths are "
+        "generated in calls of their own."
+    )
+    if not isinstance(prompts, Tracer):
+        try:
+            prompts = np.asarray(prompts)
+        except Exception as error:
+            raise DataError(f"prompts={show(prompts)} are no array ({error}). {rule}") from error
+    if prompts.ndim != 2 or not jnp.issubdtype(prompts.dtype, jnp.integer) or not prompts.size:
+        what = describe(prompts) if prompts.dtype.kind not in "OUS" else f"an array of {prompts.dtype}"
+        raise DataError(f"prompts are {what}. {rule}")
+    most = np.iinfo(np.int32).max
+    if isinstance(prompts, np.ndarray) and (int(prompts.min()) < -most - 1 or int(prompts.max()) > most):
+        raise DataError(
+            f"prompts are {prompts.dtype}, from {prompts.min()} to {prompts.max()}. Ids of tokens are taken as int32, so "
+            f"they are {most} at most. Look where they come from."
+        )
+    return prompts.astype(np.int32)

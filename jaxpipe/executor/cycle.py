@@ -1,0 +1,133 @@
+"""Ticks that go round: the loop in which tokens are generated. It has permutes of its own, which no other loop needs.
+
+    rank 0 | a0 b0 c0 d0 a1 b1 c1 d1 a2 ...      four groups of rows, a to d; a1 is the second token of group a
+    rank 1 | .. a0 b0 c0 d0 a1 b1 c1 d1 ...
+    rank 2 | .. .. a0 b0 c0 d0 a1 b1 c1 ...
+    rank 3 | .. .. .. a0 b0 c0 d0 a1 b1 ...      d0 runs while a1 begins: the token of a has just arrived at rank 0
+
+With as many groups as ranks, the token that the last rank has chosen arrives at the first one in the tick that needs it, so
+no rank waits for another. Item n of the work belongs to group n % S, and rank r runs its part of it in tick n + r.
+
+It is not the loop of `executor/loop.py`, although its table would be that of a forward-only schedule. That table would have
+a column per token and group, thousands of them, to say what one remainder says; a program of a known number of ticks cannot
+end when every row has ended; and no schedule has a message from the last rank back to the first one.
+
+The rules for permutes are the same: outside of all branches, and each one goes one way. The tokens go back by a permute of
+their own, so that none is a cycle.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpipe.executor import scopes
+from jaxpipe.executor.branch import Carry, in_turn
+from jaxpipe.executor.store import blank
+from jaxpipe.executor.whole_dims import with_whole_dims
+from jaxpipe.executor.wire import Wire
+from jaxpipe.mesh import PIPE
+
+
+class Item(NamedTuple):
+    """A piece of work: which group of rows, int32 [], and which turn of that group, counted from 0, int32 []."""
+
+    group: jax.Array
+    turn: jax.Array
+
+
+class Cycle(NamedTuple, Generic[Carry]):
+    """What goes round.
+
+    Attributes:
+      num_ranks: S, and so many groups.
+      turns: of each group.
+      branches: per stage program, `run(carry, what has arrived, item) -> (carry, what is sent)`.
+      program_ids: per rank, the stage program that it runs.
+      wire: the shapes of a message.
+      wanted: `wanted(carry, item)`, bool []; what is not wanted is skipped. All devices of a rank agree about it.
+      back: `back(carry, item)`: what the last rank tells the first one when it has run an item.
+      arrived: `arrived(carry, message, item, mine)`: takes that; `mine` is false where nothing has arrived.
+      poison: fill messages that nobody has sent with NaN instead of zeros.
+    """
+
+    num_ranks: int
+    turns: int
+    branches: Sequence[Callable[[Carry, Wire, Item], tuple[Carry, Wire]]]
+    program_ids: Sequence[int]
+    wire: Sequence[jax.ShapeDtypeStruct]
+    wanted: Callable[[Carry, Item], jax.Array]
+    back: Callable[[Carry, Item], jax.Array]
+    arrived: Callable[[Carry, jax.Array, Item, jax.Array], Carry]
+    poison: bool = False
+
+    @property
+    def num_ticks(self) -> int:
+        """From the first item on rank 0 to the last one on the last rank."""
+        return self.num_ranks * self.turns + self.num_ranks - 1
+
+
+def run(
+    cycle: Cycle[Carry],
+    rank: jax.Array,
+    carry: Carry,
+    after_turn: Callable[[Carry], tuple[Carry, jax.Array]] | None = None,
+) -> Carry:
+    """Runs all items, inside `shard_map`.
+
+    Args:
+      rank: this device's coordinate on the pipe axis, int32 [].
+      after_turn: called by all devices at once after as many ticks as there are ranks: gives the carry, and whether to go
+        on, the same on all devices. None goes on to the end.
+    """
+    ranks = cycle.num_ranks
+    message: Wire = [blank(leaf.shape, leaf.dtype, cycle.poison) for leaf in cycle.wire]
+
+    def tick(number: jax.Array, state: Any) -> Any:
+        return _tick(cycle, rank, number, state)
+
+    state = carry, message, message
+    if after_turn is None:
+        return jax.lax.fori_loop(jnp.int32(0), jnp.int32(cycle.num_ticks), tick, state)[0]
+
+    def one_turn(looped: Any) -> Any:
+        turn, _, state = looped
+        end = jnp.minimum((turn + 1) * ranks, cycle.num_ticks)
+        carry, *messages = jax.lax.fori_loop(turn * ranks, end, tick, state)
+        carry, more = after_turn(carry)
+        return turn + 1, more & (end < cycle.num_ticks), (carry, *messages)
+
+    start = jnp.int32(0), jnp.bool_(cycle.turns > 0), state
+    return jax.lax.while_loop(lambda looped: looped[1], one_turn, start)[2][0]
+
+
+def _tick(cycle: Cycle[Any], rank: jax.Array, number: jax.Array, state: Any) -> Any:
+    carry, inbox, outbox = state
+    ranks = cycle.num_ranks
+    item, there = _item(cycle, number - rank)
+    there &= cycle.wanted(carry, item)
+    mine = jnp.asarray(cycle.program_ids, jnp.int32)[rank]
+    turn = jnp.int32(0)
+    for program_id, branch in enumerate(cycle.branches):
+
+        def work(changed: Any, inbox: Wire, item: Item, branch: Any = branch) -> Any:
+            carry, sent = changed
+            carry, made = branch(carry, inbox, item)
+            return carry, made or sent
+
+        named = jax.named_scope(scopes.of_op("F", program_id))(with_whole_dims(work))
+        wanted = there & (mine == program_id)
+        turn, (carry, outbox) = in_turn(turn, wanted, named, (carry, outbox), inbox, item)
+    if ranks > 1:
+        inbox = [jax.lax.ppermute(leaf, PIPE, [(r, r + 1) for r in range(ranks - 1)]) for leaf in outbox]
+        done, real = _item(cycle, number - (ranks - 1))
+        told = jax.lax.ppermute(cycle.back(carry, done), PIPE, [(ranks - 1, 0)])
+        carry = cycle.arrived(carry, told, done, real & (rank == 0))
+    return carry, inbox, outbox
+
+
+def _item(cycle: Cycle[Any], number: jax.Array) -> tuple[Item, jax.Array]:
+    """An item by its number, and whether there is such an item."""
+    kept = jnp.clip(number, 0, max(0, cycle.num_ranks * cycle.turns - 1))
+    return Item(kept % cycle.num_ranks, kept // cycle.num_ranks), kept == number
