@@ -86,9 +86,11 @@ def test_a_verdict_ends_a_process_that_waits():
 def test_a_process_that_is_stuck_shows_where():
     code, _, err = ends(
         """
+        entered = threading.Event()
         def read_from_a_disk_that_hangs():
+            entered.set()
             time.sleep(1000)
-        verdict((1,), "Process 1 is stuck.")
+        threading.Thread(target=lambda: (entered.wait(), verdict((1,), "Process 1 is stuck.")), daemon=True).start()
         read_from_a_disk_that_hangs()
         """
     )
