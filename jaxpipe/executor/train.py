@@ -202,7 +202,7 @@ class _Step:
         m, (inputs, labels) = now.micro_batch, self.batch
         key = None if self.key is None else keys.micro_batch_key(self.key, m, self.device.data_rank)
         x = self.plan.layout.precision.inputs(pick(inputs, m))
-        return MicroBatch(key, x, pick(labels, m), now.slots[SAVED], self.starts[now.stage])
+        return MicroBatch(key, x, pick(labels, m), now.slots[SAVED], self.starts[now.stage], now.stage)
 
     def _total_weight(self) -> jax.Array:
         """The weight of all micro-batches on all data ranks, from the labels alone.
