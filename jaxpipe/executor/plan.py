@@ -115,17 +115,23 @@ class TrainPlan:
         loss_fn = self.layout.module.loss_fn
 
         begin = begins(self.stages)
+        tail_slots = 0 if self.program.schedule.num_chunks == 1 else self.program.last_stage_slots()
 
         def captured(stage: Stage) -> StageProgram:
-            known = loss_fn, self.labels, key, Aux(self.states.avals()), self.extra
-            return StageProgram(stage, self.weights, self.store, remat, *known, begin[stage.program_key()])
+            known = loss_fn, self.labels, key, Aux(self.states.avals()), self.extra, begin[stage.program_key()]
+            return StageProgram(stage, self.weights, self.store, remat, *known, tail_slots if stage.is_last else 0)
 
         self.programs, self.program_ids = distinct(self.stages, captured)
-        slots = [0] * len(self.programs)
+        numbers = {id(kept): number for number, kept in enumerate(self.store.programs)}
+        slots = [0] * len(numbers)
         together: list[set[int]] = [set() for _ in range(self.program.num_ranks)]
-        for number, rank in zip(self.program_ids, self.layout.placement, strict=True):
+        for program_id, rank in zip(self.program_ids, self.layout.placement, strict=True):
+            program = self.programs[program_id]
+            number = numbers[id(program.kept)]
             slots[number] = max(slots[number], self.program.saved_per_rank[rank])
             together[rank].add(number)
+            if program.kept_by_tail is not None:
+                slots[numbers[id(program.kept_by_tail)]] = tail_slots
         self.store.settle(slots, together)
         return ()
 

@@ -32,7 +32,7 @@ class MicroBatch(NamedTuple):
       inputs, labels: leaves [B, ...].
       slot: the slot of the buffers that keeps its values, int32.
       first_layer: index of the first layer of the stage, int32.
-      stage: its number, int32.
+      stage, number: those of the stage and of the micro-batch, int32.
     """
 
     key: Key | None
@@ -41,6 +41,7 @@ class MicroBatch(NamedTuple):
     slot: jax.Array
     first_layer: jax.Array
     stage: jax.Array
+    number: jax.Array
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,9 @@ class StageProgram:
       carried: abstract values of what the rank carries beside.
       extra: abstract value of the seed of the extra losses of the whole model, or None if it has none.
       begin: where the stages that run it begin in the arrays of their ranks.
+      tail_slots: if it is the last stage of a rank with several, it keeps the input of its tail in so many slots of its own,
+        a micro-batch in that of its number modulo `tail_slots`: the rank's other stages would keep room for it in each of
+        theirs. 0: it does not.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class StageProgram:
         carried: Aux,
         extra: Avals = None,
         begin: Begin = AT_ZERO,
+        tail_slots: int = 0,
     ):
         self.stage, self.weights, self._carried, self._begin = stage, weights, carried, begin
         body, tail = split_tail(stage)
@@ -114,13 +119,16 @@ class StageProgram:
             self.segments.append(replace(segment, entries=entries))
             x = unit.outputs
         self.tail: Tail | None = None
+        self.tail_slots, self.kept_by_tail = tail_slots, None
         self._tail_entries: tuple[Entry, ...] = ()
         if stage.is_last:
             params, _, contexts = self._operand_avals(tail, key, x)
             takes = tail[0].takes if tail else stage.gives
             self.tail = Tail(tail, loss_fn, params, x, contexts, labels, weights.layout.precision, extra, takes)
             if not self._tail_input_is_known:
-                self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1))
+                self.kept_by_tail = buffers.program() if tail_slots else None
+                cursor = self.kept_by_tail or cursor
+                self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1, apart=bool(tail_slots)))
 
     @property
     def _tail_input_is_known(self) -> bool:
@@ -160,7 +168,7 @@ class StageProgram:
             x, touched, carried = repeated(step, (x, touched, carried), segment.repeats)
             buffers = {**buffers, **touched}
         if self._tail_entries:
-            buffers = store.write(buffers, micro_batch.slot, self._tail_entries, 0, jax.tree.leaves(x))
+            buffers = store.write(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, jax.tree.leaves(x))
         return x, buffers, carried
 
     def backward(
@@ -217,13 +225,21 @@ class StageProgram:
         x = micro_batch.inputs
         if not self._tail_input_is_known:
             leaves, structure = jax.tree.flatten(tail.inputs)
-            x = jax.tree.unflatten(structure, store.read(buffers, micro_batch.slot, self._tail_entries, 0, leaves))
+            x = jax.tree.unflatten(structure, store.read(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, leaves))
         parts = self._begin.placed(tail.parts, micro_batch.stage)
         params, contexts = self._operands(parts, held, carried, micro_batch, 0)
         made = tail.loss_and_gradient(params, x, contexts, micro_batch.labels, start)
         total, metrics, found, dparams, dx = made
         carried = beside.joined(beside.record(carried, parts, 0, found), metrics)
         return total, dx, self.weights.add(grads, parts, 0, tail.params, dparams), carried
+
+    def _tail_slot(self, micro_batch: MicroBatch) -> jax.Array:
+        return micro_batch.number % self.tail_slots if self.tail_slots else micro_batch.slot
+
+    def spoil(self, buffers: Buffers, micro_batch: MicroBatch) -> Buffers:
+        """The buffers with NaN in what is kept of a micro-batch, for tests."""
+        buffers = self.kept.spoil(buffers, micro_batch.slot)
+        return buffers if self.kept_by_tail is None else self.kept_by_tail.spoil(buffers, self._tail_slot(micro_batch))
 
     def _operands(
         self, parts: Sequence[Part], held: Params, carried: Aux, micro_batch: MicroBatch, repeat: Repeat

@@ -56,7 +56,7 @@ def _cuts(kinds: Sequence[frozenset[str]]) -> list[int]:
 
 
 def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[Traffic]]) -> int:
-    """1 or 2: whichever permutes fewer edges per tick; 1 if equal or if all ops are of one kind (half the code).
+    """2 if that permutes at least a quarter fewer edges per tick, else 1, and if all ops are of one kind: half the code.
 
     What stays on its rank is not permuted, and does not count.
     """
@@ -70,4 +70,5 @@ def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[Traffic]]
 
     if len(idle.union(*kinds)) < 2:
         return 1
-    return min((1, 2), key=lambda period: (edges_per_tick(period), period))
+    one, two = edges_per_tick(1), edges_per_tick(2)
+    return 2 if one and two <= 0.75 * one else 1

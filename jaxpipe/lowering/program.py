@@ -1,5 +1,6 @@
 """`Program`: the narrow waist between thinking about a schedule and running it. Integers only."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,6 +93,21 @@ class Program:
             for rank, cell in enumerate(self.cells[tick]):
                 if cell.kind != IDLE:
                     yield rank, cell
+
+    def last_stage_slots(self) -> int:
+        """The smallest K for which micro-batches that the last stage has in flight at once differ modulo K.
+
+        So what it keeps of micro-batch m may lie in slot m mod K of K slots. In 1F1B that is 1.
+        """
+        last, live = self.schedule.num_stages - 1, set[int]()
+        seen: set[frozenset[int]] = set()
+        for cell in (cell for row in self.cells for cell in row if cell.stage == last):
+            if cell.kind == "F":
+                live.add(cell.micro_batch)
+                seen.add(frozenset(live))
+            elif cell.kind in ("B", "I"):
+                live.remove(cell.micro_batch)
+        return next(k for k in itertools.count(1) if all(len({m % k for m in some}) == len(some) for some in seen))
 
     def __str__(self) -> str:
         """The loops with what each phase does, then the cells.
