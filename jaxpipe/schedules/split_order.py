@@ -1,8 +1,8 @@
-"""The order in which a rank works when its backward comes in two halves."""
+"""The order in which ranks work when the backward comes in two halves: by a rule, or as things become ready."""
 
 from collections.abc import Sequence
 
-from jaxpipe.schedules.op import Op
+from jaxpipe.schedules.op import Kind, Op, needs
 
 Work = tuple[int, int]  # (stage, micro_batch)
 
@@ -24,3 +24,30 @@ def split_row(forwards: Sequence[Work], backwards: Sequence[Work], *, ahead: int
         if number >= behind:
             row.append(Op("W", *backwards[number - behind]))
     return row + [Op("W", *work) for work in backwards[max(0, len(backwards) - behind) :]]
+
+
+def rows_as_ready(placement: Sequence[int], num_micro_batches: int) -> list[list[Op]]:
+    """All rows, if in each tick each rank runs something that is ready: I before F before W, of the latest stage.
+
+    That keeps all micro-batches at once, so it is for few of them. W comes last because nobody waits for it; for a later
+    stage more others wait than for an earlier one.
+    """
+    stages, micro_batches = range(len(placement)), range(num_micro_batches)
+    split = {(stage, micro_batch) for stage in stages for micro_batch in micro_batches}
+    left: list[list[Op]] = [[] for _ in range(1 + max(placement))]
+    kinds: tuple[Kind, ...] = ("I", "F", "W")
+    for kind in kinds:
+        for stage in reversed(stages):
+            left[placement[stage]] += [Op(kind, stage, micro_batch) for micro_batch in micro_batches]
+    rows: list[list[Op]] = [[] for _ in left]
+    done: set[Op] = set()
+    while any(left):
+        chosen: list[Op] = []
+        for waiting, row in zip(left, rows, strict=True):
+            op = next((op for op in waiting if done.issuperset(needs(op, len(placement), split))), None)
+            if op is not None:
+                waiting.remove(op)
+                row.append(op)
+                chosen.append(op)
+        done.update(chosen)
+    return rows

@@ -7,10 +7,13 @@ Rank r holds stages r and 2p-1-r, so the last stage lies on rank 0 beside the fi
 to itself. Rank r begins with 2(p-r)-1 forwards of its first stage; then r times a forward of the second stage and one of
 the first; then p-r times F, I and W of the second stage. From then on it runs F, I, W of the first stage and F, I, W of the
 second in turn for as long as there are forwards; then r times I of the first and of the second stage, p-r times I and W of
-the first, and the rest of W. With fewer than 2p-1 micro-batches, the ops of the others are left out of that order.
+the first, and the rest of W.
 
-With p ranks and m micro-batches the bubble is (p-1)I/2 for F <= I, W <= I and m >= 2p-1. No rank holds more than min(m, p)
-micro-batches. As half a micro-batch is handed over at the tip of the V without a permute, nothing goes round.
+That takes 2p-1 micro-batches. With fewer, but more than p, it is the order of 2p-1 without those that are not there, of
+which two thirds would be last and one third first. With at most p, memory is no concern, and each rank runs what is ready.
+
+With p ranks and m micro-batches the bubble is (p-1)I/2 for F <= I, W <= I and m >= 2p-1, and below that at most
+(p-1)(F+I) - (min(m,p)-1)W, the one of ZB-H1. No rank holds more than min(m, p) micro-batches.
 
 Reference: Qi et al., https://arxiv.org/abs/2405.15362; the order is the one in `ScheduleZBVZeroBubble` of
 torch.distributed.pipelining.
@@ -23,6 +26,7 @@ from typing import cast
 from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.check import check_positive
 from jaxpipe.schedules.op import Kind, Op
+from jaxpipe.schedules.split_order import rows_as_ready
 from jaxpipe.schedules.table import Schedule
 
 
@@ -39,10 +43,20 @@ def zbv(num_stages: int, num_micro_batches: int) -> Schedule:
             f"num_stages={num_stages + 1}."
         )
     num_ranks = num_stages // 2
+    placement = (*range(num_ranks), *reversed(range(num_ranks)))
+    if num_micro_batches <= num_ranks:
+        return Schedule.from_order(rows_as_ready(placement, num_micro_batches), placement)
     enough = max(num_micro_batches, 2 * num_ranks - 1)
-    rows = [_row(rank, num_ranks, enough) for rank in range(num_ranks)]
-    rows = [[op for op in row if op.micro_batch < num_micro_batches] for row in rows]
-    return Schedule.from_order(rows, placement=(*range(num_ranks), *reversed(range(num_ranks))))
+    first = (enough - num_micro_batches) // 3
+    rows = [
+        [
+            Op(op.kind, op.stage, op.micro_batch - first)
+            for op in _row(rank, num_ranks, enough)
+            if op.micro_batch in range(first, first + num_micro_batches)
+        ]
+        for rank in range(num_ranks)
+    ]
+    return Schedule.from_order(rows, placement)
 
 
 def _row(rank: int, num_ranks: int, num_micro_batches: int) -> list[Op]:

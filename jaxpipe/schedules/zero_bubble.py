@@ -10,7 +10,7 @@ which nobody waits. With p ranks and m micro-batches, rank r begins with p-1-r f
 the next forward if there is one left, I of i, and once i >= r also W of i-r. The other W come last. So rank r has r
 micro-batches between I and W, and holds at most min(m, p), as many as rank 0 in 1F1B.
 
-The bubble is (p-1)(F+I-W) for m >= p and W <= I, and never larger than (p-1)(F+B), the one of 1F1B. The name is that of
+The bubble is (p-1)(F+I) - (min(m,p)-1)W for W <= I, so (p-1)(F+I-W) for m >= p. The name is that of
 the paper: without any bubble is only a variant that runs the optimizer step of some ranks before other ranks have ended.
 
 Reference: Qi et al., https://arxiv.org/abs/2401.10241.
