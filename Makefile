@@ -49,7 +49,7 @@ fix: $(VENV)/stamp-check  ## repair format and lint
 	$(BIN)/ruff format .
 
 docs: .venv-docs/stamp  ## build the documentation site into site/
-	.venv-docs/bin/mkdocs build --quiet --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict $(ARGS)
 	@echo "Open site/index.html, or run .venv-docs/bin/mkdocs serve"
 
 # What builds the site, without jaxpipe and jax: the reference is read off the sources.

@@ -63,7 +63,7 @@ class Pipeline:
         interval k that of every k-th layer; "none" saves all that is needed; "dots" the input and the products of
         activations and weights (those without batch dims), and recomputes the rest; or a `jax.checkpoint` policy, per
         layer.
-      compute_dtype: what a step and an evaluation compute in; see `Config`. Params, gradients, outputs are float32 all the same.
+      compute_dtype: what a step and an evaluation compute in; see `Config`. Params, gradients, outputs are float32.
       float32_params: as in `Config`.
       loss_scale: as in `Config`. A dynamic one keeps its `initial` scale here, because nothing is remembered between calls.
       trainable: which params are trained, a regular expression or a function of a path; see `jaxpipe.initialize`. Gradients
