@@ -24,14 +24,19 @@ def random_placements(draw):
     return tuple(draw(st.permutations([rank for rank, count in enumerate(counts) for _ in range(count)])))
 
 
-def in_random_order(placement, micro_batches, seed):
-    """A table with stages on these ranks, whose ops are in a random order that does not deadlock."""
+def in_random_order(placement, micro_batches, seed, in_order=False):
+    """A table with stages on these ranks, whose ops are in a random order that does not deadlock.
+
+    With `in_order` each stage takes the micro-batches in order.
+    """
     rng, stages = random.Random(seed), len(placement)
     todo = {Op(k, s, m) for k in "FB" for s in range(stages) for m in range(micro_batches)}
     rows = [[] for _ in range(1 + max(placement))]
     done = set()
     while todo:
         ready = sorted(op for op in todo if _needs(op, stages) <= done)
+        if in_order:
+            ready = [op for op in ready if all(Op(op.kind, op.stage, m) in done for m in range(op.micro_batch))]
         op = rng.choice(ready)
         rows[placement[op.stage]].append(op)
         todo.remove(op)
@@ -54,3 +59,22 @@ def _needs(op, stages):
         return {Op("F", op.stage - 1, op.micro_batch)} if op.stage else set()
     after = {Op("B", op.stage + 1, op.micro_batch)} if op.stage + 1 < stages else set()
     return after | {Op("F", op.stage, op.micro_batch)}
+
+
+def interleaved(stages, micro_batches, chunks):
+    """Interleaved 1F1B as a table of Megatron has it; the ranks divide the micro-batches."""
+    ranks = stages // chunks
+    count = micro_batches * chunks
+    rows = []
+    for rank in range(ranks):
+
+        def op(kind, k, rank=rank):
+            chunk = k // ranks % chunks
+            chunk = chunk if kind == "F" else chunks - 1 - chunk
+            return Op(kind, chunk * ranks + rank, k // (ranks * chunks) * ranks + k % ranks)
+
+        first = min(count, 2 * (ranks - 1 - rank) + (chunks - 1) * ranks)
+        pairs = [op(kind, k) for both in range(count - first) for kind, k in (("F", first + both), ("B", both))]
+        warm, rest = [op("F", k) for k in range(first)], [op("B", k) for k in range(count - first, count)]
+        rows.append((*warm, *pairs, *rest))
+    return Schedule(rows=tuple(rows), placement=loop_of(ranks, chunks))
