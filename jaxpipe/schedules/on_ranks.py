@@ -32,8 +32,8 @@ def check_num_chunks(schedule: ScheduleLike, num_chunks: object) -> int:
             own = FIXED.get(schedule, 1)
             names = ", ".join(map(repr, CHUNKED))
             raise ConfigError(
-                f"num_chunks={found} with schedule={show(schedule)}, which has {own} stage{'s' * (own > 1)} per rank. Leave "
-                f"num_chunks out, or take one of {names}."
+                f"num_chunks={found} with schedule={show(schedule)}, which has {own} stage{'s' * (own > 1)} per rank. "
+                f"Leave num_chunks out, or take one of {names}."
             )
     return found
 

@@ -1,9 +1,8 @@
-"""Several stages per rank, wherever they lie: what comes out is what one device computes, and weights stay where they are."""
+"""Several stages per rank, wherever they lie: it computes what one device does, and weights stay where they are."""
 
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,13 +21,11 @@ from tests.models import Embedding as EmbeddingModule
 # placement, data, micro-batches, remat, dropout, model, boundaries
 GRADIENTS = {
     "loop": (loop_of(2, 3), 2, 3, "layer", True, "tied", [0, 1, 2, 4, 5, 7, 9]),
-    "loop of three, fewer micro-batches": (loop_of(3, 2), 1, 2, "none", True, "untied", "uniform"),
     "a V": (v_of(3), 1, 4, 2, True, "tied", [0, 2, 3, 4, 6, 8, 9]),
     "a V of unlike layers": (v_of(2), 2, 2, "dots", False, "mixed", [0, 2, 5, 6, 9]),
     "one rank": (loop_of(1, 3), 1, 3, "layer", True, "mixed", [0, 3, 6, 9]),
     "anywhere": ((2, 0, 1, 1, 0, 2, 0), 1, 3, "stage", True, "untied", [0, 2, 3, 4, 5, 7, 8, 9]),
     "one stage here and three there": ((1, 0, 1, 1), 2, 5, "layer", False, "tied", [0, 3, 5, 8, 9]),
-    "the other way round": ((2, 1, 0), 1, 2, "layer", True, "tied", "uniform"),
 }
 
 
@@ -85,32 +82,29 @@ def test_state_wants_the_micro_batches_in_order():
 
 
 def test_checkpoints_load_on_another_placement(tmp_path):
-    """Two steps of three chunks on two ranks, then on with 1F1B at S = 3 and zero_stage 1: bit by bit, and the next step."""
-    table = in_random_order(loop_of(2, 3), M, 4)
-    writer = engine_for(tied(), stages=2, schedule=table)
+    """Three chunks on two ranks, then 1F1B at S = 3 and zero_stage 1, then a V: bit by bit, and then the same step."""
+    writer = engine_for(tied(), stages=2, schedule=in_random_order(loop_of(2, 3), M, 4))
     for batch in batches(2):
         writer.train_batch(stream([batch]))
     writer.save_checkpoint(tmp_path, "a")
-    reader = engine_for(tied(), stages=3, data=2, key=jax.random.key(77), zero_stage=1)
-    reader.load_checkpoint(tmp_path)
-    reader.save_checkpoint(tmp_path, "b")
-    assert_identical(arrays_of(tmp_path / "b"), arrays_of(tmp_path / "a"), "the state")
-    back = engine_for(tied(), stages=2, schedule=in_random_order(v_of(2), M, 4), key=jax.random.key(7))
-    back.load_checkpoint(tmp_path, "b")
-    back.save_checkpoint(tmp_path, "c")
-    assert_identical(arrays_of(tmp_path / "c"), arrays_of(tmp_path / "a"), "and back")
-    for engine in (writer, back):
+    for tag, stages, data, options in (
+        ("b", 3, 2, {"zero_stage": 1}),
+        ("c", 2, 1, {"schedule": in_random_order(v_of(2), M, 4)}),
+    ):
+        reader = engine_for(tied(), stages, data, key=jax.random.key(77), **options)
+        reader.load_checkpoint(tmp_path)
+        reader.save_checkpoint(tmp_path, tag)
+        assert_identical(arrays_of(tmp_path / tag), arrays_of(tmp_path / "a"), tag)
+    for engine in (writer, reader):
         engine.train_batch(stream(batches(1, first=2)))
-    assert_close(jax.device_get(back.to_layers()), jax.device_get(writer.to_layers()), 2e-6, "the next step")
+    assert_close(jax.device_get(reader.to_layers()), jax.device_get(writer.to_layers()), 2e-6, "the next step")
 
 
 def test_initial_weights_and_steps_do_not_depend_on_the_placement():
     """Adam with zero_stage 1, clipping and a frozen layer: as with one stage per rank."""
     options = {"gradient_clipping": 0.1, "zero_stage": 1, "remat": 2}
     trainable = r"layer_00[1-8]"
-    chunks = engine_for(
-        tied(), 2, 2, trainable=trainable, schedule=in_random_order((1, 0, 0, 1, 0), M, 3), **options
-    )
+    chunks = engine_for(tied(), 2, 2, trainable=trainable, schedule=in_random_order((1, 0, 0, 1, 0), M, 3), **options)
     plain = engine_for(tied(), 1, 2, trainable=trainable, **options)
     assert_close(jax.device_get(chunks.to_layers()), jax.device_get(plain.to_layers()), 0, "initial weights")
     for batch in batches(3):
@@ -196,8 +190,15 @@ def test_evaluations_of_chunks(no_compiles):
     same = one.from_layers(pipe.to_layers(params))
     for rows, count in ((4, 1), (5, 3)):
         batch = make_batch(count, rows=rows, seed=rows)
-        for options in ({"return_metrics": True}, {"bcast_loss": False}, {"spread_loss": True}, {"return_logits": True}):
-            found, wanted = (jax.device_get(each.evaluate(p, batch, **options)) for each, p in ((pipe, params), (one, same)))
+        for options in (
+            {"return_metrics": True},
+            {"bcast_loss": False},
+            {"spread_loss": True},
+            {"return_logits": True},
+        ):
+            found, wanted = (
+                jax.device_get(each.evaluate(p, batch, **options)) for each, p in ((pipe, params), (one, same))
+            )
             assert_close(found, wanted, 1e-5, str(options))
     alone = pipe.evaluate(params, make_batch(2), bcast_loss=False)
     assert alone.devices() <= set(pipe.mesh.devices[0].flat), "the last stage is on rank 0"
@@ -209,7 +210,9 @@ def test_evaluations_of_chunks(no_compiles):
 def test_generation_says_what_to_do_instead():
     pipe = jaxpipe.Pipeline(tied(), jaxpipe.make_mesh(pipe=2), 2, in_random_order(loop_of(2, 2), 2, 0))
     params = pipe.init(0, make_batch(1)[0][0])
-    with pytest.raises(ConfigError, match=r"generate needs stage s on rank s.*pipe.from_layers\(engine.to_layers\(\)\)"):
+    with pytest.raises(
+        ConfigError, match=r"generate needs stage s on rank s.*pipe.from_layers\(engine.to_layers\(\)\)"
+    ):
         pipe.generate(params, np.zeros((2, 3), np.int32))
 
 

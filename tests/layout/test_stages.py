@@ -52,7 +52,12 @@ def test_runs_of_like_layers():
 def test_slots_are_counted_from_the_first_one_of_the_stage():
     """So that stages of one rank that compute the same are one program; where each begins, the stage says."""
     made = stages([OTHER, *[BLOCK] * 3, OTHER, *[BLOCK] * 3], (0, 2, 4, 6, 8), placement=(0, 1, 0, 1))
-    assert [sizes(stage) for stage in made] == [[(0, 1, 0), (1, 1, 0)], [(0, 2, 0)], [(0, 1, 0), (1, 1, 0)], [(0, 2, 0)]]
+    assert [sizes(stage) for stage in made] == [
+        [(0, 1, 0), (1, 1, 0)],
+        [(0, 2, 0)],
+        [(0, 1, 0), (1, 1, 0)],
+        [(0, 2, 0)],
+    ]
     block, other = Address("stacked", "Block"), Address("stacked", "Other")
     assert [stage.slots for stage in made] == [{other: 0, block: 0}, {block: 0}, {other: 1, block: 1}, {block: 2}]
     assert made[1].program_key() != made[3].program_key(), "the last one has the loss"
