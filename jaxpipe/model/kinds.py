@@ -6,6 +6,7 @@ functions here.
 """
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -32,8 +33,8 @@ class Kind:
       init: `init(key, x) -> params`, traceable.
       apply: `apply(params, x, context, train) -> (y, aux)`, traceable: see `Context` and `Aux`.
       uses_key: whether `apply` looks at `context.key`, which may be None.
-      init_cache: `init_cache(params, x, length) -> cache`, traceable: what the layer keeps of the positions of sequences of
-        this length while tokens are generated; a tree without leaves for nothing. None if it never keeps any.
+      init_cache: `init_cache(params, state, x, length) -> cache`, traceable: what the layer keeps of the positions of
+        sequences of this length while tokens are generated; a tree without leaves for nothing. None if it never keeps any.
       knows_position: whether `apply` looks at `context.position`.
       annotations: what flax says about the dims of the params; None as long as `init`, which has to run for that, was not
         traced.
@@ -46,7 +47,7 @@ class Kind:
     uses_key: bool = False
     annotations: Annotations | None = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
-    init_cache: Callable[[Params, Tree, int], Tree] | None = None
+    init_cache: Callable[[Params, Tree, Tree, int], Tree] | None = None
     knows_position: bool = False
     init_state: Callable[[jax.Array, Tree], Tree] | None = None
 
@@ -189,20 +190,13 @@ def recipe_of_layer(name: str, layer: Layer, forward_fn: Callable[..., Tree] | N
 
     def adapt() -> Kind:
         if layer.stateful:
-            return _stateful(layer, function)
+            return _stateful(layer, function, forward_fn is not None)
         call, named = _calling(function, 2)
-        init_cache = layer.init_cache if forward_fn is None or "cache" in named else None
-        if init_cache is not None and "cache" not in named:
-            raise Fault(
-                "has an init_cache, but its apply takes no `cache`. While tokens are generated it is called as "
-                "apply(params, x, cache=..., position=...) and returns (y, cache); in training both are None, and it "
-                "returns y."
-            )
         return Kind(
             layer.init,
             lambda params, x, context, train: with_cache(call((params, x), context, train), context),
             "key" in named,
-            init_cache=None if init_cache is None else lambda params, x, length: init_cache(x, length),
+            init_cache=_cache_of(layer, named, forward_fn is not None, "y"),
             knows_position="position" in named,
         )
 
@@ -210,9 +204,35 @@ def recipe_of_layer(name: str, layer: Layer, forward_fn: Callable[..., Tree] | N
     return Recipe(layer.name or name, source, adapt)
 
 
-def _stateful(layer: Layer, function: Callable[..., Tree]) -> Kind:
+def _cache_of(layer: Layer, named: Keywords, other: bool, y: str) -> Callable[[Params, Tree, Tree, int], Tree] | None:
+    """The `init_cache` of a kind.
+
+    Args:
+      named: the keywords of what is called.
+      other: whether that is another function than the layer's own, which need not take the cache.
+      y: what it returns without a cache, for the message.
+    """
+    make = layer.init_cache
+    if make is None or (other and "cache" not in named):
+        return None
+    if "cache" not in named:
+        state, cached = ("", "(y, cache)") if y == "y" else ("state, ", "((y, cache), state)")
+        raise Fault(
+            "has an init_cache, but its apply takes no `cache`. While tokens are generated it is called as "
+            f"apply(params, {state}x, cache=..., position=...) and returns {cached}; in training both are None, and it "
+            f"returns {y}."
+        )
+    return lambda params, state, x, length: make(x, length)
+
+
+def _stateful(layer: Layer, function: Callable[..., Tree], other: bool) -> Kind:
     """The kind of a pair of functions with state."""
     call, named = _calling(function, 3)
+    if not _takes(function, 3):
+        raise Fault(
+            "is a jaxpipe.Layer with stateful=True, which is called as apply(params, state, x), but its function takes "
+            "less. Give it the parameter, or leave stateful out."
+        )
 
     def init(part: int) -> Callable[[jax.Array, Tree], Tree]:
         def one(key: jax.Array, x: Tree) -> Tree:
@@ -221,10 +241,29 @@ def _stateful(layer: Layer, function: Callable[..., Tree]) -> Kind:
         return one
 
     def apply(params: Params, x: Tree, context: Context, train: bool) -> tuple[Tree, Aux]:
-        y, state = _pair(call((params, context.state, x), context, train), "apply", "(y, new state)")
-        return y, Aux(state)
+        returned, state = _pair(call((params, context.state, x), context, train), "apply", "(y, new state)")
+        y, aux = with_cache(returned, context)
+        return y, aux._replace(state=state)
 
-    return Kind(init(0), apply, "key" in named, init_state=init(1))
+    return Kind(
+        init(0),
+        apply,
+        "key" in named,
+        init_cache=_cache_of(layer, named, other, "(y, state)"),
+        knows_position="position" in named,
+        init_state=init(1),
+    )
+
+
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Whether a function takes so many arguments by position, as far as it can be told."""
+    try:
+        inspect.signature(function).bind_partial(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return True
+    return True
 
 
 def _pair(found: Any, function: str, wanted: str) -> tuple[Any, Any]:

@@ -176,8 +176,9 @@ class _Nnx:
             aux = self.takes.aux(nnx_modules.sown(module, before), {})._replace(cache=aux.cache)
         return y, aux._replace(state=self.state.of(module))
 
-    def init_cache(self, params: dict[str, Any], x: Any, length: int) -> Any:
-        return nnx_caches.empty(self.module((False, False), params, Context()), x, length, self.has_cache)
+    def init_cache(self, params: dict[str, Any], state: Any, x: Any, length: int) -> Any:
+        module = self.module((False, False), params, Context(state=state))
+        return nnx_caches.empty(module, x, length, self.has_cache)
 
     def call(self, module: nnx.Module, x: Any, flags: dict[str, Any]) -> Any:
         try:
