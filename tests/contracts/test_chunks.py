@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 
 import jaxpipe
+from jaxpipe import schedules
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError
 from tests import stateful_models
 from tests.checkpoint.on_disk import arrays_of, assert_identical
 from tests.compare import assert_close
 from tests.contracts.test_compiled import is_acyclic, permutes
 from tests.engines import M, batches, engine_for, stream
-from tests.lowering.programs import in_random_order, interleaved, loop_of, v_of
+from tests.lowering.programs import in_random_order, loop_of, v_of
 from tests.models import MODELS, WIDTH, LinenHead, cross_entropy, make_batch, tied
 from tests.models import Block as BlockModule
 from tests.models import Embedding as EmbeddingModule
 
 # placement, data, micro-batches, remat, dropout, model, boundaries
 GRADIENTS = {
-    "loop": (loop_of(2, 3), 2, 3, "layer", True, "tied", [0, 1, 2, 4, 5, 7, 9]),
     "a V": (v_of(3), 1, 4, 2, True, "tied", [0, 2, 3, 4, 6, 8, 9]),
     "a V of unlike layers": (v_of(2), 2, 2, "dots", False, "mixed", [0, 2, 5, 6, 9]),
     "one rank": (loop_of(1, 3), 1, 3, "layer", True, "mixed", [0, 3, 6, 9]),
@@ -146,7 +146,7 @@ def collectives(text):
 def test_chunks_share_code_and_no_weights_move():
     """Sixteen layers on four ranks: as one stage of each, and as four."""
     one = compiled(blocks(16), 4, 8, "1f1b").as_text()
-    four = compiled(blocks(16), 4, 8, interleaved(16, 8, 4)).as_text()
+    four = compiled(blocks(16), 4, 8, schedules.interleaved(16, 8, 4)).as_text()
     sizes = [text.count(" = ") for text in (one, four)]
     assert sizes[1] <= 1.3 * sizes[0]
     assert collectives(four) == collectives(one), "embedding and head come to their ranks; blocks are where they are"
@@ -168,7 +168,7 @@ def test_a_tie_within_one_rank_is_held_there():
 
 
 def test_memory_does_not_grow_with_micro_batches():
-    small, large = (compiled(blocks(8), 2, m, interleaved(4, m, 2)) for m in (4, 16))
+    small, large = (compiled(blocks(8), 2, m, schedules.interleaved(4, m, 2)) for m in (4, 16))
     temp = [each.memory_analysis().temp_size_in_bytes for each in (small, large)]
     assert abs(temp[1] - temp[0]) <= 0.01 * temp[0]
 

@@ -60,21 +60,3 @@ def _needs(op, stages):
     after = {Op("B", op.stage + 1, op.micro_batch)} if op.stage + 1 < stages else set()
     return after | {Op("F", op.stage, op.micro_batch)}
 
-
-def interleaved(stages, micro_batches, chunks):
-    """Interleaved 1F1B as a table of Megatron has it; the ranks divide the micro-batches."""
-    ranks = stages // chunks
-    count = micro_batches * chunks
-    rows = []
-    for rank in range(ranks):
-
-        def op(kind, k, rank=rank):
-            chunk = k // ranks % chunks
-            chunk = chunk if kind == "F" else chunks - 1 - chunk
-            return Op(kind, chunk * ranks + rank, k // (ranks * chunks) * ranks + k % ranks)
-
-        first = min(count, 2 * (ranks - 1 - rank) + (chunks - 1) * ranks)
-        pairs = [op(kind, k) for both in range(count - first) for kind, k in (("F", first + both), ("B", both))]
-        warm, rest = [op("F", k) for k in range(first)], [op("B", k) for k in range(count - first, count)]
-        rows.append((*warm, *pairs, *rest))
-    return Schedule(rows=tuple(rows), placement=loop_of(ranks, chunks))

@@ -12,6 +12,9 @@ TABLE = in_random_order(loop_of(2, 3), 4, 0)
 
 def test_one_stage_per_rank_without_a_word():
     assert get_on_ranks("gpipe", 3, 4) == schedules.gpipe(3, 4)
+    assert get_on_ranks("zbv", 3, 4) == get_on_ranks("zbv", 3, 4, 2) == schedules.zbv(6, 4)
+    assert get_on_ranks("interleaved", 3, 4, 2) == schedules.interleaved(6, 4, num_chunks=2)
+    assert get_on_ranks("looped_bfs", 3, 4) == schedules.looped_bfs(3, 4, num_chunks=1)
     assert check_num_chunks("zbv", 1) == check_num_chunks("1f1b", 1) == check_num_chunks(TABLE, 1) == 1
 
 
