@@ -438,8 +438,8 @@ class Pipeline:
           int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process.
 
         Raises:
-          DataError: the prompts are no ids of tokens, integers [N, T]. ConfigError: another argument is out of range. LayerError: the last
-            layer does not return logits [B, T, V], a layer cannot take sequences of this length, or is not causal.
+          DataError: the prompts are no ids, integers [N, T]. ConfigError: another argument is out of range. LayerError: the
+            last layer returns no logits [B, T, V], or a layer cannot take sequences of this length, or is not causal.
         """
         check_params(self.layout, params)
         ids = as_ids(prompts)

@@ -13,8 +13,9 @@ from jaxpipe.errors import LayerError
 from jaxpipe.model.axes import Annotations
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.context import Aux, Context
+from jaxpipe.model.function_layers import with_cache
 from jaxpipe.model.keywords import FLAGS, GENERATING, keywords_of
-from jaxpipe.model.kinds import Kind, Recipe, with_cache
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.one_by_one import one_by_one, with_length
 from jaxpipe.model.same import open_with
 from jaxpipe.model.sown import SownValue, Takes, check_kinds

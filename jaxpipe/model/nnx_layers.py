@@ -19,9 +19,10 @@ from jaxpipe.model import nnx_caches, nnx_modules
 from jaxpipe.model.blame import Fault, mark
 from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.forwarded import origin
+from jaxpipe.model.function_layers import with_cache
 from jaxpipe.model.keys import KEY
 from jaxpipe.model.keywords import FLAGS, GENERATING, keywords_of
-from jaxpipe.model.kinds import Kind, Recipe, with_cache
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.nnx_modules import Mode, Path, Variables, lookup
 from jaxpipe.model.shapes import avals, is_key
 from jaxpipe.model.sown import Takes
