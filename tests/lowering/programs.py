@@ -59,4 +59,3 @@ def _needs(op, stages):
         return {Op("F", op.stage - 1, op.micro_batch)} if op.stage else set()
     after = {Op("B", op.stage + 1, op.micro_batch)} if op.stage + 1 < stages else set()
     return after | {Op("F", op.stage, op.micro_batch)}
-
