@@ -63,8 +63,8 @@ class Pipeline:
         interval k that of every k-th layer; "none" saves all that is needed; "dots" the input and the products of
         activations and weights (those without batch dims), and recomputes the rest; or a `jax.checkpoint` policy, per
         layer.
-      compute_dtype, float32_params: what a step and an evaluation compute in; see `Config`. Params, gradients and outputs
-        are float32 all the same.
+      compute_dtype: what a step and an evaluation compute in; see `Config`. Params, gradients, outputs are float32.
+      float32_params: as in `Config`.
       loss_scale: as in `Config`. A dynamic one keeps its `initial` scale here, because nothing is remembered between calls.
       trainable: which params are trained, a regular expression or a function of a path; see `jaxpipe.initialize`. Gradients
         have None in the place of the others.
@@ -416,8 +416,10 @@ class Pipeline:
         top_k: int | None = None,
         stop: int | None = None,
         key: jax.Array | int | None = None,
+        *,
+        layer_state: Tree = None,
     ) -> jax.Array:
-        """Continues prompts, token after token, with caches on the ranks of their layers; see docs/generation.md.
+        """Continues prompts, token after token, with caches on the ranks of their layers; see docs/howto/generation.md.
 
         Each token is that of one device, whatever the number of ranks and data ranks. A model with a layer that mixes
         positions and has no cache is run over the whole window for each token, and a warning says so once.
@@ -430,16 +432,17 @@ class Pipeline:
           stop: a row that has this token among the new ones is filled with it from there on; None: there is none.
           key: PRNG key, or an integer seed, of what is drawn; None is 0. A token depends on it, on the number of the row
             and on the number of the token.
+          layer_state: as for `value_and_grad`; it is not changed.
 
         Returns:
           int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process.
 
         Raises:
-          DataError: the prompts are no integers [N, T]. ConfigError: another argument is out of range. LayerError: the last
-            layer does not return logits [B, T, V], a layer cannot take sequences of this length, or is not causal.
+          DataError: the prompts are no ids, integers [N, T]. ConfigError: another argument is out of range. LayerError: the
+            last layer returns no logits [B, T, V], or a layer cannot take sequences of this length, or is not causal.
         """
         check_params(self.layout, params)
         ids = as_ids(prompts)
         self.states.see(ids[None])
-        self.states.refuse("generate")
-        return self.generator.run(params, ids, max_new_tokens, temperature, top_k, stop, key)
+        states = self.states.brought(layer_state)
+        return self.generator.run(params, ids, max_new_tokens, temperature, top_k, stop, key, states)

@@ -37,8 +37,8 @@ class Evaluator:
       placement: the rank of each stage.
 
     Attributes:
-      holds_outputs: whether this process has devices of the rank with the last stage. If not, outputs are arrays without shards here, and
-        what is not broadcast is None.
+      holds_outputs: whether this process has devices of the rank with the last stage. If not, outputs are arrays without
+        shards here, and what is not broadcast is None.
     """
 
     def __init__(self, layout: Callable[[], Layout], mesh: Mesh, placement: Sequence[int] | None = None):
@@ -104,7 +104,7 @@ class Evaluator:
         return Found(loss, metrics, self._last_rank(found.outputs, count), rows)
 
     def _last_rank(self, tree: Tree, length: int) -> Tree:
-        """The part of leaves [S * length, ...] that the rank of the last stage holds: taken where it lies, nothing moves."""
+        """The part of leaves [S * length, ...] that the rank of the last stage holds: taken where it lies."""
         mine, rank = set(self._last.devices.flat), self._placement[-1]
 
         def one(leaf: jax.Array) -> jax.Array:

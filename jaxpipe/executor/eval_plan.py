@@ -174,7 +174,13 @@ class EvalPlan:
         options = self.options
         # With several stages per rank what enters the tail does not come to the last rank in each tick.
         one_each = len(self.stages) == self.layout.num_ranks
-        possible = len(self.stages) > 1 and one_each and options.broadcast and not options.outputs and not self.tally.keeps_rows
+        possible = (
+            len(self.stages) > 1
+            and one_each
+            and options.broadcast
+            and not options.outputs
+            and not self.tally.keeps_rows
+        )
         if not possible or options.spread is not None:
             return possible and bool(options.spread)
         return tail > 0 and self.num_micro_batches > 1 and self._sharing_pays(shapes, tail)

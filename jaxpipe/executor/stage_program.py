@@ -86,9 +86,9 @@ class StageProgram:
       carried: abstract values of what the rank carries beside.
       extra: abstract value of the seed of the extra losses of the whole model, or None if it has none.
       begin: where the stages that run it begin in the arrays of their ranks.
-      tail_slots: if it is the last stage of a rank with several, it keeps the input of its tail in so many slots of its own,
-        a micro-batch in that of its number modulo `tail_slots`: the rank's other stages would keep room for it in each of
-        theirs. 0: it does not.
+      tail_slots: if it is the last stage, of a rank with several, it keeps the input of its tail in so many slots of its
+        own, micro-batch m in slot m modulo `tail_slots`: else the rank would have room for it in each slot of its other
+        stages. 0: it does not.
     """
 
     def __init__(
@@ -225,7 +225,9 @@ class StageProgram:
         x = micro_batch.inputs
         if not self._tail_input_is_known:
             leaves, structure = jax.tree.flatten(tail.inputs)
-            x = jax.tree.unflatten(structure, store.read(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, leaves))
+            x = jax.tree.unflatten(
+                structure, store.read(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, leaves)
+            )
         parts = self._begin.placed(tail.parts, micro_batch.stage)
         params, contexts = self._operands(parts, held, carried, micro_batch, 0)
         made = tail.loss_and_gradient(params, x, contexts, micro_batch.labels, start)

@@ -114,4 +114,3 @@ def _is_direct(
     return all(
         permutes.isdisjoint(range(message.sent + 1, message.read)) for message in routed if message.value == value
     )
-

@@ -116,13 +116,13 @@ class Program:
 
         Where stages on one rank pass their values to each other, a phase shows "forward on rank 3".
         """
-        inboxes = f"{self.inboxes.get(Y, 0)} forward, {self.inboxes.get(DX, 0)} backward"
-        pending = f"{self.pools[PENDING]} pending, " if PENDING in self.pools else ""
         chunks = f" x {self.schedule.num_chunks} chunks" if self.schedule.num_chunks > 1 else ""
-        lines = [
-            f"{self.num_ranks} ranks{chunks} x {self.schedule.num_micro_batches} micro-batches, {self.num_ticks} ticks; slots: "
-            f"{self.pools.get(SAVED, 0)} saved, {pending}{inboxes}"
-        ]
+        size = (
+            f"{self.num_ranks} ranks{chunks} x {self.schedule.num_micro_batches} micro-batches, {self.num_ticks} ticks"
+        )
+        pending = f"{self.pools[PENDING]} pending, " if PENDING in self.pools else ""
+        inboxes = f"{self.inboxes.get(Y, 0)} forward, {self.inboxes.get(DX, 0)} backward"
+        lines = [f"{size}; slots: {self.pools.get(SAVED, 0)} saved, {pending}{inboxes}"]
         for loop in self.loops:
             lines.append(f"loop over ticks {loop.start}..{loop.stop - 1}, {loop.period} in the body")
             for phase in range(loop.period):

@@ -4,16 +4,12 @@ import os
 
 from jaxpipe.checks import count, show
 from jaxpipe.errors import ConfigError, ScheduleError
-from jaxpipe.schedules.registry import TRAINING, ScheduleLike, get
+from jaxpipe.schedules.registry import CHUNKED, OWN_CHUNKS, TRAINING, ScheduleLike, chunks_of, get
 from jaxpipe.schedules.table import Schedule, is_path
-
-# The schedules that deal out as many chunks per rank as they are told, and those whose number is fixed.
-CHUNKED = ("interleaved", "looped_bfs", "interleaved_zero_bubble")
-FIXED = {"zbv": 2}
 
 
 def check_num_chunks(schedule: ScheduleLike, num_chunks: object) -> int:
-    """`num_chunks` as an int; 1 means: as the schedule has it.
+    """`num_chunks` as an int; 1 means: as the schedule has it. Files are not read, and names need not be known.
 
     Raises:
       ConfigError: it is no integer of at least 1, or the schedule has another number of chunks.
@@ -27,13 +23,13 @@ def check_num_chunks(schedule: ScheduleLike, num_chunks: object) -> int:
                 f"num_chunks={found} with {schedule!r}: a table brings its own number of chunks, {schedule.num_chunks}. "
                 "Leave num_chunks out."
             )
-    elif isinstance(schedule, str) and not is_path(schedule) and schedule not in CHUNKED:
-        if FIXED.get(schedule) != found:
-            own = FIXED.get(schedule, 1)
-            names = ", ".join(map(repr, CHUNKED))
+    elif isinstance(schedule, str) and schedule in TRAINING and schedule not in CHUNKED:
+        own = OWN_CHUNKS.get(schedule, 1)
+        if own != found:
+            names = ", ".join(repr(name) for name in CHUNKED if name in TRAINING)
             raise ConfigError(
-                f"num_chunks={found} with schedule={show(schedule)}, which has {own} stage{'s' * (own > 1)} per rank. Leave "
-                f"num_chunks out, or take one of {names}."
+                f"num_chunks={found} with schedule={show(schedule)}, which has {own} stage{'s' * (own > 1)} per rank. "
+                f"Leave num_chunks out, or take one of {names}, which have as many as you say."
             )
     return found
 
@@ -48,18 +44,16 @@ def get_on_ranks(schedule: ScheduleLike, num_ranks: int, num_micro_batches: int,
       ConfigError: the number of chunks does not fit the schedule. ScheduleError: as `get`, or the table is for another
         number of ranks.
     """
-    chunks = check_num_chunks(schedule, num_chunks)
+    num_chunks = check_num_chunks(schedule, num_chunks)
     if isinstance(schedule, str) and not is_path(schedule):
-        if schedule in CHUNKED and schedule in TRAINING:
-            return TRAINING[schedule](num_ranks * chunks, num_micro_batches, chunks)
-        return get(schedule, num_ranks * FIXED.get(schedule, 1), num_micro_batches)
+        return get(schedule, num_ranks * chunks_of(schedule, num_chunks), num_micro_batches, num_chunks)
     if not isinstance(schedule, (str, Schedule, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         return get(schedule, num_ranks, num_micro_batches)  # says what it may be
     table = schedule if isinstance(schedule, Schedule) else Schedule.from_csv(schedule)
+    check_num_chunks(table, num_chunks)
     if table.num_ranks != num_ranks:
         raise ScheduleError(
             f"{schedule!r} is a table of {table.num_ranks} ranks and {table.num_stages} stages, but the mesh has "
             f"{num_ranks} ranks. Make the table for these, or change the size of the axis 'pipe'."
         )
-    check_num_chunks(table, num_chunks)
     return get(table, table.num_stages, num_micro_batches)

@@ -1,7 +1,9 @@
 """Forward only, for stages that lie on the ranks in any way: what evaluates a model where a training schedule has put it.
 
-    rank 0 | 0F0 0F1 0F2 3F0 3F1 3F2 ..       stages 0 and 3 on rank 0, 1 and 2 on rank 1 (a V)
-    rank 1 | ..  1F0 2F0 1F1 2F1 1F2 2F2
+    rank 0 | 0F0 0F1 0F2 3F0 ..  3F1 ..  3F2
+    rank 1 | ..  1F0 2F0 1F1 2F1 1F2 2F2 ..
+
+This is a V: stages 0 and 3 on rank 0, stages 1 and 2 on rank 1.
 
 Each tick, each rank runs an op whose input is there, if it has one: of the latest stage, and of that the earliest
 micro-batch. The later the stage, the more others wait for it, and the fewer values wait in inboxes. On the loop of an

@@ -28,10 +28,10 @@ def random_placements(draw):
     return tuple(draw(st.permutations([rank for rank, count in enumerate(counts) for _ in range(count)])))
 
 
-def in_random_order(placement, micro_batches, seed, split=0.0):
+def in_random_order(placement, micro_batches, seed, split=0.0, in_order=False):
     """A table with stages on these ranks, whose ops are in a random order that does not deadlock.
 
-    About `split` of the backwards come as I and W.
+    About `split` of the backwards come as I and W. With `in_order` each stage takes the micro-batches in order.
     """
     rng, stages = random.Random(seed), len(placement)
     pairs = [(s, m) for s in range(stages) for m in range(micro_batches)]
@@ -41,11 +41,19 @@ def in_random_order(placement, micro_batches, seed, split=0.0):
     done = set()
     while todo:
         ready = sorted(op for op in todo if set(needs(op, stages, halved)) <= done)
+        if in_order:  # W takes part in nothing that has an order
+            ready = [op for op in ready if all(_came(op, m, done) for m in range(op.micro_batch)) or op.kind == "W"]
         op = rng.choice(ready)
         rows[placement[op.stage]].append(op)
         todo.remove(op)
         done.add(op)
     return Schedule(rows=tuple(map(tuple, rows)), placement=placement)
+
+
+def _came(op, micro_batch, done):
+    """Whether the op of the same sort of another micro-batch is done; B and I are of one sort."""
+    kinds = "BI" if op.kind in "BI" else op.kind
+    return any(Op(kind, op.stage, micro_batch) in done for kind in kinds)
 
 
 def loop_of(ranks, chunks):
@@ -56,4 +64,3 @@ def loop_of(ranks, chunks):
 def v_of(ranks):
     """Down the ranks and back up."""
     return (*range(ranks), *reversed(range(ranks)))
-
