@@ -63,8 +63,8 @@ class Pipeline:
         interval k that of every k-th layer; "none" saves all that is needed; "dots" the input and the products of
         activations and weights (those without batch dims), and recomputes the rest; or a `jax.checkpoint` policy, per
         layer.
-      compute_dtype, float32_params: what a step and an evaluation compute in; see `Config`. Params, gradients and outputs
-        are float32 all the same.
+      compute_dtype: what a step and an evaluation compute in; see `Config`. Params, gradients, outputs are float32.
+      float32_params: as in `Config`.
       loss_scale: as in `Config`. A dynamic one keeps its `initial` scale here, because nothing is remembered between calls.
       trainable: which params are trained, a regular expression or a function of a path; see `jaxpipe.initialize`. Gradients
         have None in the place of the others.
@@ -419,7 +419,7 @@ class Pipeline:
         *,
         layer_state: Tree = None,
     ) -> jax.Array:
-        """Continues prompts, token after token, with caches on the ranks of their layers; see docs/generation.md.
+        """Continues prompts, token after token, with caches on the ranks of their layers; see docs/howto/generation.md.
 
         Each token is that of one device, whatever the number of ranks and data ranks. A model with a layer that mixes
         positions and has no cache is run over the whole window for each token, and a warning says so once.

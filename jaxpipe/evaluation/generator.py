@@ -168,7 +168,7 @@ class Generator:
             f"generate runs the whole window again for each token, which is slow: {self._label(mixing)} has no cache, and "
             f"it is not known to treat every position by itself ({why}). Give it a cache (Layer(init_cache=), or a flax "
             "layer that decodes), or, if it only has to know where a position stands, the keyword `position`; see "
-            "docs/generation.md.",
+            "docs/howto/generation.md.",
             stacklevel=4,
         )
 
