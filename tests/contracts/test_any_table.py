@@ -1,6 +1,6 @@
 """Any valid table runs: random ones, and those that torch writes. Loss and gradients are those of one device.
 
-Continuous integration runs a few of them; with JAXPIPE_ALL_TABLES in the environment there are 300, and all sizes of torch's.
+Continuous integration runs a few; with JAXPIPE_ALL_TABLES in the environment there are 300, and all sizes of torch's.
 """
 
 import functools
