@@ -151,7 +151,6 @@ def test_names_exist(page):
 
 
 NOT_DONE = {
-    "interleaved": lambda: lower(schedules.forward_only(4, 4, num_chunks=2)),
     "split backward": lambda: lower(schedules.Schedule.from_csv("0F0,0I0,0W0\n")),
     "ZeRO": lambda: jaxpipe.Config(zero_stage=2),
 }

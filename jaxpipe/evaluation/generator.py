@@ -69,6 +69,13 @@ class Generator:
         Args:
           layer_state: the state of the layers on the mesh.
         """
+        layout = self._layout()
+        if layout.placement != tuple(range(layout.num_ranks)):
+            raise ConfigError(
+                f"generate needs stage s on rank s, but the schedule of this pipeline places its stages on the ranks "
+                f"{layout.placement}. Generate with another one on the same mesh, with the weights of this one: "
+                "pipe = jaxpipe.Pipeline(module, mesh); pipe.generate(pipe.from_layers(engine.to_layers()), prompts)."
+            )
         heat = as_number(temperature)
         if heat is None or heat < 0:
             raise ConfigError(
