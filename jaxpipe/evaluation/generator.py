@@ -86,7 +86,10 @@ class Generator:
         sampling = Sampling(not heat, top_k, None if stop is None else as_integer(stop))
         new = count("max_new_tokens", max_new_tokens)
         inputs = np.float32(heat or 1.0), anywhere(as_key(0 if key is None else key), self.mesh), layer_state
-        asked = [(part, Request(*part.ids.shape, new, sampling)) for part in prompts.parts]
+        asked = []
+        for part in prompts.parts:
+            rows, length = part.ids.shape
+            asked.append((part, Request(rows, length, new, sampling)))
         for part, request in asked:
             self._check_ids(part.ids, request)
         return prompts.joined([self._run(params, part, request, inputs) for part, request in asked])
