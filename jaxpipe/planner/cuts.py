@@ -1,0 +1,81 @@
+"""Which values of a jaxpr a further axis of the mesh cuts, followed from the weights that it cuts, equation by equation.
+
+It is a small model of what XLA's partitioner does. A value is whole, cut along dims that are known, or cut along one that is
+not (a reshape has split or joined it). A product that contracts a cut dim is a sum over the axis: its result is whole, and
+has to be reduced. Everything that is made of something cut is cut.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax.extend.core import JaxprEqn
+
+# The dims of a value that are cut; None: one of them, and it is not known which.
+Cut = frozenset[int] | None
+WHOLE: Cut = frozenset()
+
+
+def is_cut(cut: Cut) -> bool:
+    """Whether each device of the axis has a part only."""
+    return cut is None or bool(cut)
+
+
+def through(equation: JaxprEqn, cuts: Sequence[Cut]) -> tuple[list[Cut], bool]:
+    """From the cuts of the operands of an equation without a body to those of its results.
+
+    Returns:
+      The cuts, and whether the results are sums over the axis.
+    """
+    if not any(map(is_cut, cuts)):
+        return [WHOLE] * len(equation.outvars), False
+    name = equation.primitive.name
+    if name == "dot_general":
+        cut, summed = _product(equation, cuts[0], cuts[1])
+        return [cut], summed
+    if name == "gather" and cuts[0] is not None and 0 in cuts[0]:
+        return [WHOLE], True  # rows of a table that lie on different devices
+    if name == "transpose":
+        (cut,) = cuts
+        order = equation.params["permutation"]
+        return [None if cut is None else frozenset(new for new, old in enumerate(order) if old in cut)], False
+    if name == "broadcast_in_dim" and cuts[0] is not None:
+        return [frozenset(equation.params["broadcast_dimensions"][dim] for dim in cuts[0])], False
+    if name.startswith("reduce_") and "axes" in equation.params and None not in cuts:
+        axes = equation.params["axes"]
+        return [_without(cuts[0], axes)] * len(equation.outvars), False
+    return [_like(var, equation.invars, cuts) for var in equation.outvars], False
+
+
+def _product(equation: JaxprEqn, left: Cut, right: Cut) -> tuple[Cut, bool]:
+    (contracted, batch) = equation.params["dimension_numbers"]
+    if any(cut and set(cut) & set(dims) for cut, dims in zip((left, right), contracted, strict=True)):
+        return WHOLE, True
+    if left is None or right is None:
+        return None, False
+    places: dict[tuple[int, int], int] = {}
+    for side in (0, 1):
+        for number, dim in enumerate(batch[side]):
+            places[side, dim] = number
+    count = len(batch[0])
+    for side, var in enumerate(equation.invars[:2]):
+        for dim in range(len(var.aval.shape)):
+            if dim not in contracted[side] and dim not in batch[side]:
+                places[side, dim] = count
+                count += 1
+    return frozenset(places[side, dim] for side, cut in enumerate((left, right)) for dim in cut or ()), False
+
+
+def _without(cut: Cut, axes: Sequence[int]) -> Cut:
+    return frozenset(dim - sum(axis < dim for axis in axes) for dim in cut or () if dim not in axes)
+
+
+def _like(result: Any, operands: Sequence[Any], cuts: Sequence[Cut]) -> Cut:
+    """Of an elementwise operation the dims of its operands; of anything else one that is not known."""
+    found: set[int] = set()
+    for operand, cut in zip(operands, cuts, strict=True):
+        if not is_cut(cut):
+            continue
+        if cut is None or operand.aval.shape != result.aval.shape:
+            return None if result.aval.shape else WHOLE
+        found |= cut
+    return frozenset(found)

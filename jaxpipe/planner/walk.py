@@ -1,0 +1,96 @@
+"""How long a table takes when each stage has costs of its own: a walk through its ticks, all ranks of a tick at once.
+
+It is what `schedules.simulate` computes, for the one purpose of being fast enough for a search, and with a rule for waiting
+that is that of the compiled loop: a permute joins two ranks in the ticks in which it carries a value. Long tables are not
+walked to their end: behind its warm-up a table repeats itself, so two short ones tell how long each further round takes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpipe.planner.tables import KINDS, Table, short, table
+
+
+class OpCosts(NamedTuple):
+    """Seconds of each op of each stage, [stages] each; B takes as long as I and W together."""
+
+    forward: np.ndarray
+    input: np.ndarray
+    weight: np.ndarray
+
+
+class Walk(NamedTuple):
+    """What came out.
+
+    Attributes:
+      makespan: seconds from the start of the first op to the end of the last one.
+      busy: [ranks], seconds of the ops of each rank.
+    """
+
+    makespan: float
+    busy: np.ndarray
+
+    @property
+    def bubble(self) -> float:
+        """The part of the time in which ranks wait, on average over the ranks, 0 to 1."""
+        return float(1 - self.busy.mean() / self.makespan) if self.makespan else 0.0
+
+
+def walk(
+    name: str, ranks: int, chunks: int, micro_batches: int, costs: OpCosts, comm: float = 0.0, joined: bool = True
+) -> Walk:
+    """How long a schedule takes.
+
+    Args:
+      name, ranks, chunks, micro_batches: the schedule.
+      comm: seconds of a value from rank to rank. They pass beside the computation.
+      joined: whether both ranks of a permute wait for each other; without, a rank waits for its inputs only.
+    """
+    count, rounds = short(ranks, micro_batches)
+    made = table(name, ranks, chunks, count)
+    found = _makespan(made, costs, comm, joined)
+    if rounds:
+        found += rounds * (found - _makespan(table(name, ranks, chunks, count - ranks), costs, comm, joined))
+    return Walk(found, _busy(made, costs) * (micro_batches / count))
+
+
+def _busy(made: Table, costs: OpCosts) -> np.ndarray:
+    per_stage = (costs.forward + costs.input + costs.weight) * made.micro_batches
+    return np.bincount(made.placement, per_stage, made.ranks)
+
+
+def _makespan(made: Table, costs: OpCosts, comm: float, joined: bool) -> float:
+    """Walks through the ticks."""
+    of_kind = {"": 0 * costs.forward, "F": costs.forward, "I": costs.input, "W": costs.weight}
+    cost = np.stack([of_kind.get(kind, costs.input + costs.weight) for kind in KINDS])
+    arrived = np.zeros((2, made.num_stages * made.micro_batches))  # of outputs, and of gradients
+    ready = np.zeros(made.ranks)
+    for tick in made.ticks:
+        # An idle cell and a W take nothing: their slot of `arrived` stays 0.
+        start = np.maximum(ready, arrived[tick.reads])
+        end = start + cost[tick.kinds, tick.stages]
+        if len(tick.source):
+            arrived[tick.lands] = end[tick.source] + comm * tick.travels
+        ready = end
+        if joined and len(tick.joins):
+            ready = end.copy()
+            np.maximum.at(ready, tick.joins[1], end[tick.joins[0]])
+            np.maximum.at(ready, tick.joins[0], end[tick.joins[1]])
+    return float(ready.max())
+
+
+def lower_bound(ranks: int, placement: Sequence[int], micro_batches: int, costs: OpCosts, split: bool) -> float:
+    """Seconds that no order of the ops can stay below.
+
+    A rank cannot begin before a micro-batch has come through the stages before its first one; it has its own work; and
+    where the backward is whole, the gradient still has to go through those stages at the end.
+    """
+    each = costs.forward + costs.input + costs.weight
+    work = np.bincount(np.asarray(placement), each, ranks) * micro_batches
+    first = np.array([list(placement).index(rank) for rank in range(ranks)])
+    before = np.concatenate([[0.0], np.cumsum(costs.forward)])[first]
+    behind = np.concatenate([[0.0], np.cumsum(costs.input + costs.weight)])[first]
+    return float((before + work + (0 if split else behind)).max())
+
