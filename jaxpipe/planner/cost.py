@@ -20,6 +20,7 @@ from jaxpipe.layout.on_mesh import own_spec
 from jaxpipe.mesh import DATA, PIPE
 from jaxpipe.planner.counts import Term, count, crossing
 from jaxpipe.planner.cuts import WHOLE, Cut, is_cut
+from jaxpipe.planner.links import scatter
 from jaxpipe.planner.measured import Measured, Source
 from jaxpipe.planner.trace import Both, Model, Traced
 
@@ -61,7 +62,7 @@ class Phase:
         """[3]: compute, memory, link."""
         flops, passed, summed = (self.fixed + self.slope * rows).T
         work, move = flops / chip.peak_flops, passed / chip.bandwidth
-        link = 2 * (size - 1) / size * summed.sum() / chip.ring
+        link = 2 * summed.sum() * scatter(chip, size, 1)
         return np.array([work.sum(), np.maximum(move - work, 0).sum(), link])
 
 

@@ -3,8 +3,8 @@
 All devices run one program, so each has buffers as large as the rank that needs most of them.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -28,10 +28,13 @@ class Memory:
         self.members = Counter(self.groups)
         owners = costs.model.module.owners
         self.users = [[use for use, owner in enumerate(owners) if owner == index] for index in range(len(owners))]
+        self.weights = functools.lru_cache(maxsize=4096)(self._weights)
 
-    def weights(self, candidate: Candidate, boundaries: Sequence[int], placement: Sequence[int]) -> tuple[float, ...]:
+    def _weights(
+        self, size: int, boundaries: tuple[int, ...], placement: tuple[int, ...]
+    ) -> tuple[float, float, float]:
         """Of a chip: how many weights it stores, with how many it computes, and bytes of the latter as a step sees them."""
-        weights, ranks = self.costs.weights(candidate.mesh.model), candidate.mesh.pipe
+        weights, ranks = self.costs.weights(size), max(placement) + 1
         rank_of = [
             placement[stage]
             for stage, (start, stop) in enumerate(zip(boundaries, boundaries[1:], strict=False))
@@ -56,14 +59,14 @@ class Memory:
             else:
                 own[:, homes.pop()] += one.numbers, one.computed
         most = own.max(1)
-        return stored, held + most[0], computed + most[1]
+        return float(stored), float(held + most[0]), float(computed + most[1])
 
     def count(
         self,
         candidate: Candidate,
         stages: Stages,
-        boundaries: Sequence[int],
-        placement: Sequence[int],
+        boundaries: tuple[int, ...],
+        placement: tuple[int, ...],
         live: np.ndarray,
         pending: np.ndarray,
     ) -> dict[str, float]:
@@ -72,16 +75,19 @@ class Memory:
         Args:
           live, pending: [stages], of how many micro-batches a stage keeps what is saved, and what waits between I and W.
         """
-        stored, held, computed = self.weights(candidate, boundaries, placement)
+        stored, held, computed = self.weights(candidate.mesh.model, boundaries, placement)
         share = candidate.mesh.data if candidate.zero else 1
         saved = np.bincount(placement, stages.saved * live, candidate.mesh.pipe)
         waiting = np.bincount(placement, stages.pending * pending, candidate.mesh.pipe)
         batch = candidate.micro_batches * candidate.rows * self.costs.model.batch_bytes
+        # The compiler for TPU lays weights out anew for derivatives; it may keep both.
+        again = {"weights for derivatives": computed} if self.costs.chip.clock is not None else {}
         return {
             "weights": MASTER * stored / share,
             "optimizer": MOMENTS * stored / share,
             "gradients": GRADIENT * held,
             "weights as a step computes with them": computed,
+            **again,
             "saved": float(saved.max()),
             "pending": float(waiting.max()),
             "messages": 4 * stages.message,

@@ -7,7 +7,7 @@ from the stages; and the best of those are walked through, tick by tick. What co
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from jaxpipe.errors import PartitionError, ScheduleError, ShardingError
 from jaxpipe.planner import tables
@@ -20,6 +20,24 @@ from jaxpipe.planner.trace import KEEPS
 REMATS = ("none", "dots", "layer", "stage")
 # Schedules whose rounds are of as many micro-batches as there are ranks; others take any number.
 _ROUND = ("interleaved", "interleaved_zero_bubble")
+# Of what does not fit, how much is looked at: it is there to compare with.
+_LOOKED_AT = 20
+# Data ranks, devices that share a layer, schedule.
+Group: TypeAlias = tuple[int, int, str]
+
+
+class Cut(NamedTuple):
+    """How layers and rows are cut; the fields are those of a candidate."""
+
+    mesh: Mesh
+    chunks: int
+    rows: int
+    remat: str
+
+    @property
+    def keeps(self) -> str:
+        """What layers keep; see `trace.KEEPS`."""
+        return "layer" if self.remat == "stage" else self.remat
 
 
 class Found(NamedTuple):
@@ -43,7 +61,9 @@ class Search:
         self.costs, self.memory = steps.costs, steps.chip.memory
         self.schedules = tables.schedules()
         self.sizes = [size for size in _divisors(chips) if self._cuts(size)]
-        self.rejected: list[tuple[float, Candidate]] = []  # bounds of what does not fit
+        # What does not fit, with bounds of its seconds, and what was not even looked at for that reason.
+        self.rejected: list[tuple[float, Candidate]] = []
+        self.rejected_cuts: list[Cut] = []
 
     def _cuts(self, size: int) -> bool:
         """Whether the axis "model" may have so many devices."""
@@ -68,35 +88,41 @@ class Search:
         ]
 
     def best(self, count: int) -> list[Found]:
-        """The best that fit, best first, at most one for each mesh and schedule."""
+        """The best that fit, best first, at most one for each number of data ranks, cut of layers, and schedule."""
         order = itertools.count()
-        heap: list[tuple[float, float, int, Mesh | Candidate | Found]] = []
+        heap: list[tuple[float, float, int, Mesh | Cut | Candidate | Found]] = []
+
+        def push(bound: float, node: Mesh | Cut | Candidate | Found, size: float = 0.0) -> None:
+            heapq.heappush(heap, (bound, size, next(order), node))
+
         for mesh in self.meshes(self.chips, self.sizes):
             if self.least_bytes(mesh) <= self.memory:
-                heapq.heappush(heap, (self.least_seconds(mesh), 0, next(order), mesh))
+                push(self.least_seconds(mesh), mesh)
         found: list[Found] = []
-        seen: set[tuple[Mesh, str]] = set()
+        seen: set[Group] = set()
         while heap and len(found) < count:
             bound, _, _, node = heapq.heappop(heap)
-            if isinstance(node, Found):
-                seen.add((node.candidate.mesh, node.candidate.schedule))
-                found.append(node)
-                # Others of this mesh and schedule are not better, so they are not looked at again.
-            elif isinstance(node, Mesh):
+            if isinstance(node, Mesh):
+                for cut in self.cuts(node):
+                    push(max(bound, self.least_seconds_of_cut(cut)), cut)
+            elif isinstance(node, Cut):
                 for candidate in self.candidates(node):
-                    below = max(self.steps.bound(candidate), bound)
+                    if _group(candidate) in seen:
+                        continue
+                    below = max(bound, self.steps.bound(candidate))
                     if self.steps.least_bytes(candidate) > self.memory:
                         self.rejected.append((below, candidate))
                     else:
-                        heapq.heappush(heap, (below, 0, next(order), candidate))
-            elif (node.mesh, node.schedule) not in seen:
-                step = self.step(node)
+                        push(below, candidate)
+            elif isinstance(node, Candidate):
+                step = None if _group(node) in seen else self.step(node)
                 if step is not None and step.total_bytes <= self.memory:
-                    heapq.heappush(heap, (step.seconds, step.total_bytes, next(order), Found(node, step)))
+                    push(step.seconds, Found(node, step), step.total_bytes)
                 elif step is not None:
                     self.rejected.append((step.seconds, node))
-            while heap and isinstance(heap[0][3], Found) and _group(heap[0][3]) in seen:
-                heapq.heappop(heap)
+            elif _group(node.candidate) not in seen:
+                seen.add(_group(node.candidate))
+                found.append(node)
         return found
 
     def step(self, candidate: Candidate) -> Step | None:
@@ -106,26 +132,41 @@ class Search:
         except ScheduleError:
             return None
 
-    def candidates(self, mesh: Mesh) -> Iterator[Candidate]:
-        """All ways to train on a mesh."""
+    def cuts(self, mesh: Mesh) -> Iterator[Cut]:
+        """All ways to cut the layers and the rows on a mesh, but for those that cannot fit, whatever the schedule."""
         per_rank = self.global_batch // mesh.data
-        for name, chunks in self._tables(mesh.pipe):
-            try:
-                self.steps.cutter.boundaries(mesh.pipe * chunks, "layer", mesh.model)
-            except PartitionError:
+        names = {"1f1b": (1,)} if mesh.pipe == 1 else self.schedules
+        for chunks in sorted({v for several in names.values() for v in several}):
+            if not self._can_cut(mesh, chunks):
                 continue
-            for rows in _divisors(per_rank):
-                micro_batches = per_rank // rows
-                if name in _ROUND and micro_batches % mesh.pipe:
-                    continue
-                for remat, zero in itertools.product(REMATS, (0, 1) if mesh.data > 1 else (0,)):
-                    yield Candidate(mesh, name, chunks, micro_batches, rows, remat, zero)
+            for rows, remat in itertools.product(_divisors(per_rank), REMATS):
+                cut = Cut(mesh, chunks, rows, remat)
+                if self.least_bytes_of_cut(cut) <= self.memory:
+                    yield cut
+                else:
+                    self.rejected_cuts.append(cut)
 
-    def _tables(self, pipe: int) -> list[tuple[str, int]]:
-        if pipe == 1:
-            return [("1f1b", 1)]
-        layers = self.costs.num_layers
-        return [(name, v) for name, several in self.schedules.items() for v in several if pipe * v <= layers]
+    def _can_cut(self, mesh: Mesh, chunks: int) -> bool:
+        if mesh.pipe * chunks > self.costs.num_layers:
+            return False
+        if self.costs.model.module.partition_method is None:
+            return True
+        try:
+            self.steps.cutter.boundaries(mesh.pipe * chunks, "layer", mesh.model)
+        except PartitionError:
+            return False
+        return True
+
+    def candidates(self, cut: Cut) -> Iterator[Candidate]:
+        """All ways to train with a cut."""
+        mesh, chunks, rows, remat = cut
+        micro_batches = self.global_batch // mesh.data // rows
+        names = {"1f1b": (1,)} if mesh.pipe == 1 else self.schedules
+        for name, several in names.items():
+            if chunks not in several or (name in _ROUND and micro_batches % mesh.pipe):
+                continue
+            for zero in (0, 1) if mesh.data > 1 else (0,):
+                yield Candidate(mesh, name, chunks, micro_batches, rows, remat, zero)
 
     # ------------------------------------------------------------------------------------------------------- bounds
 
@@ -145,29 +186,47 @@ class Search:
         numbers = sum(one.numbers for one in self.costs.weights(mesh.model))
         return ((MASTER + MOMENTS) / mesh.data + GRADIENT) * numbers / mesh.pipe
 
+    def least_seconds_of_cut(self, cut: Cut) -> float:
+        """The same for a cut."""
+        mesh, _, rows, _ = cut
+        total, heaviest = self.steps.cutter.total(cut.keeps, rows, mesh.model)
+        return max(total / mesh.pipe, heaviest) * (self.global_batch // mesh.data // rows)
+
+    def least_bytes_of_cut(self, cut: Cut) -> float:
+        """Bytes that no schedule with a cut stays below: its weights and what layers save, cut evenly, and their work.
+
+        Rank r keeps what min(M, p - r) micro-batches save where it has one stage, whatever the schedule; and if no rank may
+        keep more than X, all stages together save at most X times the sum of 1 / min(M, p - r).
+        """
+        mesh, chunks, rows, remat = cut
+        saved, work = self.steps.cutter.least(cut.keeps, rows, mesh.model)
+        micro_batches = self.global_batch // mesh.data // rows
+        live = sum(1 / min(micro_batches, mesh.pipe - rank) for rank in range(mesh.pipe)) if chunks == 1 else mesh.pipe
+        return self.least_bytes(mesh) + (0.0 if remat == "stage" else saved / live) + work
+
     # ----------------------------------------------------------------------------------------------- what does not fit
 
     def faster_that_do_not_fit(self, count: int, than: float) -> list[Found]:
-        """Of what does not fit, the fastest, if faster than what does; one for each mesh and schedule."""
-        found: list[Found] = []
-        seen: set[tuple[Mesh, str]] = set()
-        for bound, candidate in sorted(self.rejected, key=lambda pair: pair[0]):
+        """Some of what does not fit and would be faster than what does, at most one of each group."""
+        for cut in sorted(self.rejected_cuts, key=self.least_seconds_of_cut)[:_LOOKED_AT]:
+            if self.least_seconds_of_cut(cut) < than:
+                self.rejected += [(self.steps.bound(candidate), candidate) for candidate in self.candidates(cut)]
+        found: dict[Group, Found] = {}
+        for bound, candidate in sorted(self.rejected)[:_LOOKED_AT]:
             if bound >= than or len(found) == count:
                 break
-            if (candidate.mesh, candidate.schedule) in seen:
-                continue
-            step = self.step(candidate)
+            step = None if _group(candidate) in found else self.step(candidate)
             if step is not None and step.seconds < than:
-                seen.add((candidate.mesh, candidate.schedule))
-                found.append(Found(candidate, step))
-        return found
+                found[_group(candidate)] = Found(candidate, step)
+        return sorted(found.values(), key=lambda one: one.step.seconds)
 
     def nearest(self, count: int) -> list[Found]:
         """Where nothing fits: what needs least, one for each mesh."""
         meshes = sorted(self.meshes(self.chips, self.sizes), key=lambda mesh: (self.least_bytes(mesh), mesh))[: 4 * count]
         found: list[Found] = []
         for mesh in meshes:
-            some = [one for one in self.candidates(mesh) if one.schedule == "1f1b" and one.rows == 1]
+            cuts = [Cut(mesh, 1, 1, remat) for remat in REMATS] if self._can_cut(mesh, 1) else []
+            some = [one for cut in cuts for one in self.candidates(cut) if one.schedule == "1f1b"]
             made = [Found(one, step) for one in some if (step := self.step(one)) is not None]
             if made:
                 found.append(min(made, key=lambda one: one.step.total_bytes))
@@ -192,8 +251,9 @@ class Search:
         return None
 
 
-def _group(found: Found) -> tuple[Mesh, str]:
-    return found.candidate.mesh, found.candidate.schedule
+def _group(candidate: Candidate) -> Group:
+    """Of those that differ in the number of ranks only, the best counts: it uses as many chips as there are."""
+    return candidate.mesh.data, candidate.mesh.model, candidate.schedule
 
 
 def _divisors(number: int) -> list[int]:

@@ -68,6 +68,7 @@ class Cutter:
         self.layers = functools.lru_cache(maxsize=4096)(self._layers)
         self.loss_seconds = functools.cache(costs.loss_seconds)
         self.boundaries = functools.cache(self._boundaries)
+        self.total = functools.cache(self._total)
         self.first_of_tail = costs.num_layers - self.model.module.costs.tail_length(self.model.shapes)
 
     def _layers(self, keeps: str, rows: int, size: int) -> Layers:
@@ -113,12 +114,17 @@ class Cutter:
         layers = (self.costs.layer(like, "none", 1) for like in self.model.likes)
         return sum(layer.forward.flops(rows) + layer.backward.flops(rows) for layer in layers)
 
-    def total(self, keeps: str, rows: int, size: int) -> tuple[float, float]:
+    def _total(self, keeps: str, rows: int, size: int) -> tuple[float, float]:
         """Seconds of one micro-batch in all stages together, and in the dearest layer."""
         layers = self.layers(keeps, rows, size)
         each = (layers.forward + layers.input + layers.weight).sum(1)
         each[self.first_of_tail :] = np.minimum(each, layers.tail.sum(1))[self.first_of_tail :]
         return float(each.sum() + self.loss_seconds(rows, size).sum()), float(each.max())
+
+    def least(self, keeps: str, rows: int, size: int) -> tuple[float, float]:
+        """Bytes that all layers which are in no tail save, and of the work of the one among them that makes most."""
+        layers, body = self.layers(keeps, rows, size), slice(0, self.first_of_tail)
+        return float(layers.saved[body].sum()), float(layers.work[body].max(initial=0.0))
 
     def stages(self, candidate: Candidate, boundaries: Sequence[int]) -> Stages:
         """What the stages cost."""

@@ -9,9 +9,10 @@ import numpy as np
 from jaxpipe.planner import tables
 from jaxpipe.planner.candidate import Candidate, Mesh
 from jaxpipe.planner.cost import Costs
+from jaxpipe.planner.links import scatter, send
 from jaxpipe.planner.memory import GRADIENT, MASTER, MOMENTS, Memory
 from jaxpipe.planner.stages import Cutter, Stages
-from jaxpipe.planner.tables import placement
+from jaxpipe.planner.tables import HOLDS, placement
 from jaxpipe.planner.walk import lower_bound, walk
 
 
@@ -70,8 +71,7 @@ class Steps:
         """What comes before and behind the ticks."""
         boundaries, _ = self.cut(candidate)
         where = placement(candidate.schedule, candidate.mesh.pipe, candidate.chunks)
-        stored, held, computed = self.memory.weights(candidate, boundaries, where)
-        return self.around_of(candidate.mesh, candidate.zero, stored, held, computed)
+        return self.around_of(candidate.mesh, candidate.zero, *self.memory.weights(candidate.mesh.model, boundaries, where))
 
     def around_of(self, mesh: Mesh, zero: int, stored: float, held: float, computed: float) -> Around:
         """The same for so many weights of a chip, stored and as it computes with them, and bytes of the latter."""
@@ -79,30 +79,18 @@ class Steps:
         # Adam reads weight, gradient and moments, and writes all but the gradient.
         passed = (2 * (MASTER + MOMENTS) + GRADIENT) * stored / share
         sums = GRADIENT * held + computed if zero else 2 * GRADIENT * held
-        return Around(sums * self._ring(mesh), passed / self.chip.bandwidth)
-
-    def _ring(self, mesh: Mesh) -> float:
-        """Seconds per byte that is scattered or gathered over the data ranks: within groups of chips, then between them."""
-        group, network = self.chip.group, self.chip.network
-        inside = mesh.data if group is None or network is None else max(min(mesh.data, group // mesh.model), 1)
-        outside = -(-mesh.data // inside)
-        seconds = (inside - 1) / inside / self.chip.ring
-        if outside > 1 and network is not None:
-            seconds += (outside - 1) / outside / (inside * network)
-        return seconds
-
-    def comm(self, mesh: Mesh, message: float) -> float:
-        """Seconds of a value between neighbours on the axis "pipe"."""
-        beyond = self.chip.group is not None and mesh.size > self.chip.group
-        return message / (self.chip.network if beyond and self.chip.network is not None else self.chip.link)
+        return Around(sums * scatter(self.chip, mesh.data, mesh.model), passed / self.chip.bandwidth)
 
     def bound(self, candidate: Candidate) -> float:
-        """Seconds that no order of its ops could stay below."""
+        """Seconds that its step cannot stay below, told without its table."""
         _, stages = self.cut(candidate)
+        shape = candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches
+        return lower_bound(*shape, stages.ops, self.comm(candidate, stages)) + sum(self.around(candidate))
+
+    def comm(self, candidate: Candidate, stages: Stages) -> np.ndarray:
+        """Seconds of a value between stages, [stages - 1]."""
         where = placement(candidate.schedule, candidate.mesh.pipe, candidate.chunks)
-        split = "zero_bubble" in candidate.schedule or candidate.schedule == "zbv"
-        ticks = lower_bound(candidate.mesh.pipe, where, candidate.micro_batches, stages.ops, split)
-        return ticks + sum(self.around(candidate))
+        return stages.message * send(self.chip, where, candidate.mesh.data * candidate.mesh.model)
 
     def bytes(self, candidate: Candidate, live: np.ndarray, pending: np.ndarray) -> dict[str, float]:
         """Bytes of a chip by category."""
@@ -119,9 +107,8 @@ class Steps:
         """The prediction, by the table of the schedule."""
         boundaries, stages = self.cut(candidate)
         shape = candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches
-        walked = walk(*shape, stages.ops, self.comm(candidate.mesh, stages.message))
-        around = self.around(candidate)
         where = placement(*shape[:3])
+        walked, around = walk(*shape, stages.ops, self.comm(candidate, stages)), self.around(candidate)
         by_rank = np.stack([np.bincount(where, kind, candidate.mesh.pipe) for kind in stages.kinds.T])
         compute, memory, link = by_rank[:, int(np.argmax(by_rank.sum(0)))] * candidate.micro_batches
         parts = {
@@ -137,12 +124,9 @@ class Steps:
 
 
 def least_live(name: str, ranks: int, chunks: int, micro_batches: int) -> np.ndarray:
-    """[stages] Of how many micro-batches each stage keeps something at least, for the schedules where a formula says it."""
-    rank = np.arange(ranks)
+    """[stages] Of how many micro-batches each stage keeps something at least."""
     if chunks > 1:
         return np.ones(ranks * chunks)
     if name == "gpipe":
         return np.full(ranks, micro_batches)
-    if name == "eager_1f1b":
-        return np.minimum(micro_batches, 2 * (ranks - 1 - rank) + 1)
-    return np.minimum(micro_batches, ranks - rank)
+    return np.minimum(micro_batches, HOLDS.get(name, HOLDS["1f1b"])(ranks))

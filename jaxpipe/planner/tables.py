@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Tick(NamedTuple):
       kinds, stages: [ranks], of each op; the kind 0 is idle.
       reads: index of `arrived` of what each op reads, [2, ranks]: (output or gradient, stage and micro-batch).
       source, lands: the ranks that make a value that another op reads, and where it arrives.
-      travels: [values], whether it goes to another rank.
+      hops: [values], the lower one of the two stages that it goes between.
       joins: [2, permutes], the two ranks of each permute.
     """
 
@@ -32,7 +32,7 @@ class Tick(NamedTuple):
     reads: tuple[np.ndarray, np.ndarray]
     source: np.ndarray
     lands: tuple[np.ndarray, np.ndarray]
-    travels: np.ndarray
+    hops: np.ndarray
     joins: np.ndarray
 
 
@@ -98,7 +98,7 @@ def schedules() -> Mapping[str, tuple[int, ...]]:
 
 
 # Rounds of as many micro-batches as there are ranks, after which a longer table only repeats itself.
-_ROUNDS = 4
+_ROUNDS = 3
 
 
 def short(ranks: int, micro_batches: int) -> tuple[int, int]:
@@ -118,6 +118,18 @@ def kept(name: str, ranks: int, chunks: int, micro_batches: int) -> tuple[np.nda
     return long.live + rounds * live, long.pending + rounds * pending
 
 
+# Of how many micro-batches each rank keeps something, [ranks], for schedules of one stage per rank; at most M.
+HOLDS: Mapping[str, Callable[[int], np.ndarray]] = {
+    "1f1b": lambda ranks: ranks - np.arange(ranks),
+    "eager_1f1b": lambda ranks: 2 * (ranks - 1 - np.arange(ranks)) + 1,
+}
+
+
+def is_split(name: str) -> bool:
+    """Whether the backward comes as I and W."""
+    return "zero_bubble" in name or name == "zbv"
+
+
 def placement(name: str, ranks: int, chunks: int) -> tuple[int, ...]:
     """The rank of each stage: round and round, or for "zbv" there and back."""
     if name == "zbv":
@@ -134,7 +146,7 @@ def as_table(schedule: Schedule) -> Table:
     for column in zip(*schedule.ticks, strict=True):
         kinds, at = np.zeros(ranks, int), np.zeros(ranks, int)
         reads = np.zeros((2, ranks), int)
-        made: list[tuple[int, int, int, bool]] = []
+        made: list[tuple[int, int, int, int]] = []
         joins: set[tuple[int, int]] = set()
         for rank, op in enumerate(column):
             if op is None:
@@ -145,7 +157,7 @@ def as_table(schedule: Schedule) -> Table:
             step = {"F": 1, "B": -1, "I": -1}.get(op.kind, 0)
             target = op.stage + step
             if step and 0 <= target < stages:
-                made.append((rank, int(step < 0), target * micro_batches + op.micro_batch, where[target] != rank))
+                made.append((rank, int(step < 0), target * micro_batches + op.micro_batch, min(target, op.stage)))
                 if where[target] != rank:
                     joins.add((rank, where[target]))
             _keep(live, op.stage, {"F": 1, "B": -1, "W": -1}.get(op.kind, 0))

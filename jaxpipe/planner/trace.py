@@ -88,8 +88,10 @@ class Model:
         self.rows = int(jax.tree.leaves(example[0])[0].shape[0])
         small, large = _with_rows(example, self.rows), _with_rows(example, 2 * self.rows)
         self.batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(small)) / self.rows
-        found = [self._shapes(batch) for batch in (small, large)]
-        self.shapes = found[0]
+        settings = {"mesh": mesh, "precision": precision}
+        self.shapes = module.shapes(small[0], **settings)
+        held, states = [shape.params for shape in self.shapes], [shape.state for shape in self.shapes]
+        found = [self.shapes, module.shapes(large[0], held, states, **settings)]
         self.flags = behind_weights(self.shapes, module.owners)
         keys = [self._key(index) for index in range(module.num_layers)]
         self.likes = [keys.index(key) for key in keys]
@@ -102,9 +104,6 @@ class Model:
         for name, traced in zip(names, made, strict=False):
             self.layers[name] = Both(*traced)
         self.loss = Both(*made[-1])
-
-    def _shapes(self, batch: Batch) -> list[LayerShapes]:
-        return self.module.shapes(batch[0], mesh=self.mesh, precision=self.precision)
 
     def _key(self, index: int) -> Hashable:
         shape, owner = self.shapes[index], self.module.owners[index]
