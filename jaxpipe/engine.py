@@ -212,7 +212,9 @@ class Engine:
         key: jax.Array | int | None = None,
     ) -> jax.Array:
         """Continues prompts [N, T] with the present weights: int32 [N, T + max_new_tokens]; see `Pipeline.generate`."""
-        return self.pipe.generate(self.state.params, prompts, max_new_tokens, temperature, top_k, stop, key)
+        held = self.state
+        rules = max_new_tokens, temperature, top_k, stop, key
+        return self.pipe.generate(held.params, prompts, *rules, layer_state=held.layer_state)
 
     def preempted(self) -> bool:
         """Whether the program was asked to end, by SIGTERM; to be called once per step, by every process.

@@ -413,6 +413,8 @@ class Pipeline:
         top_k: int | None = None,
         stop: int | None = None,
         key: jax.Array | int | None = None,
+        *,
+        layer_state: Tree = None,
     ) -> jax.Array:
         """Continues prompts, token after token, with caches on the ranks of their layers; see docs/generation.md.
 
@@ -427,16 +429,17 @@ class Pipeline:
           stop: a row that has this token among the new ones is filled with it from there on; None: there is none.
           key: PRNG key, or an integer seed, of what is drawn; None is 0. A token depends on it, on the number of the row
             and on the number of the token.
+          layer_state: as for `value_and_grad`; it is not changed.
 
         Returns:
           int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process.
 
         Raises:
-          DataError: the prompts are no integers [N, T]. ConfigError: another argument is out of range. LayerError: the last
-            layer does not return logits [B, T, V], a layer cannot take sequences of this length, or is not causal.
+          DataError: the prompts are no ids, integers [N, T]. ConfigError: another argument is out of range. LayerError: the
+            last layer returns no logits [B, T, V], or a layer cannot take sequences of this length, or is not causal.
         """
         check_params(self.layout, params)
         ids = as_ids(prompts)
         self.states.see(ids[None])
-        self.states.refuse("generate")
-        return self.generator.run(params, ids, max_new_tokens, temperature, top_k, stop, key)
+        states = self.states.brought(layer_state)
+        return self.generator.run(params, ids, max_new_tokens, temperature, top_k, stop, key, states)

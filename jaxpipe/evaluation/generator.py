@@ -25,7 +25,7 @@ from jaxpipe.layout.layout import Layout
 from jaxpipe.mesh import data_size, pipe_size
 from jaxpipe.model.keys import anywhere, as_key
 from jaxpipe.model.shapes import describe
-from jaxpipe.types import Key, Params
+from jaxpipe.types import Key, Params, Tree
 
 P = PartitionSpec
 Mixing = tuple[int, str]  # a layer that mixes positions, and how
@@ -49,7 +49,9 @@ class Generator:
         self._jitted = Checked(
             jax.jit(self._traceable, static_argnames="request", out_shardings=(everywhere, everywhere)), mesh
         )
-        self._mixing: dict[Request, Mixing | None] = {}  # what the trace of a request has found
+        # What the trace of a request has found.
+        self._mixing: dict[Request, Mixing | None] = {}
+        self._vocabularies: dict[Request, int] = {}
 
     def run(
         self,
@@ -60,8 +62,13 @@ class Generator:
         top_k: int | None = None,
         stop: int | None = None,
         key: Any = None,
+        layer_state: Tree = None,
     ) -> jax.Array:
-        """Continues prompts, int32 [N, T] as `as_ids` gives; see `Pipeline.generate`."""
+        """Continues prompts, int32 [N, T] as `as_ids` gives; see `Pipeline.generate`.
+
+        Args:
+          layer_state: the state of the layers on the mesh.
+        """
         heat = as_number(temperature)
         if heat is None or heat < 0:
             raise ConfigError(
@@ -79,9 +86,11 @@ class Generator:
         sampling = Sampling(not heat, top_k, None if stop is None else as_integer(stop))
         rows, length = prompts.shape
         request = Request(rows, length, count("max_new_tokens", max_new_tokens), sampling)
+        self._check_ids(prompts, request)
         key = anywhere(as_key(0 if key is None else key), self.mesh)
         grouped = on_all(self._grouped(prompts), self.mesh)
-        tokens, causal = self._jitted(params, grouped, np.float32(heat or 1.0), key, request=request)
+        tokens, causal = self._jitted(params, grouped, np.float32(heat or 1.0), key, layer_state, request=request)
+        self._check_ids(prompts, request)
         mixing = self._mixing[request]
         if mixing is not None and not isinstance(causal, Tracer) and not bool(causal):
             raise LayerError(
@@ -90,6 +99,16 @@ class Generator:
                 "(init_cache)."
             )
         return tokens
+
+    def _check_ids(self, prompts: Any, request: Request) -> None:
+        """Raises DataError where an id is none that the model can give, as soon as it is known which these are."""
+        vocabulary = self._vocabularies.get(request)
+        if vocabulary is None or isinstance(prompts, Tracer) or int(prompts.max()) < vocabulary:
+            return
+        raise DataError(
+            f"prompts have the id {int(prompts.max())}, but the model knows {vocabulary} tokens, 0 to {vocabulary - 1}: "
+            "its logits say so. Look whether the tokenizer is that of the model."
+        )
 
     def _rows(self, request: Request) -> int:
         """Rows of a group on one data rank."""
@@ -104,19 +123,26 @@ class Generator:
         return numpy.pad(prompts, pad).reshape(groups, rows, prompts.shape[1])
 
     def _traceable(
-        self, params: Params, prompts: jax.Array, temperature: jax.Array, key: Key, request: Request
+        self,
+        params: Params,
+        prompts: jax.Array,
+        temperature: jax.Array,
+        key: Key,
+        layer_state: Tree,
+        request: Request,
     ) -> tuple[jax.Array, jax.Array]:
         plan = GeneratePlan(self._layout(), self.mesh, request, self._rows(request))
         self._mixing[request] = plan.mixing
+        self._vocabularies[request] = plan.vocabulary
         if plan.mixing is None:
-            made = generate(plan, params, prompts, temperature, key, poison=self._poison)
+            made = generate(plan, params, prompts, temperature, key, layer_state=layer_state, poison=self._poison)
             causal = jnp.bool_(True)
         else:
             self._say_why(plan.mixing)
 
             def outputs(windows: jax.Array) -> jax.Array:
                 evaluation = self._evaluator.plan((windows, None), _LOGITS)
-                found = evaluate(evaluation, params, (windows, None), None).outputs
+                found = evaluate(evaluation, params, (windows, None), None, layer_state).outputs
                 return found[-windows.shape[0] :]
 
             made, causal = recompute(outputs, request, plan.vocabulary, prompts, temperature, key)
@@ -159,9 +185,9 @@ def as_ids(prompts: Any) -> Any:
         what = describe(prompts) if prompts.dtype.kind not in "OUS" else f"an array of {prompts.dtype}"
         raise DataError(f"prompts are {what}. {rule}")
     most = np.iinfo(np.int32).max
-    if isinstance(prompts, np.ndarray) and (int(prompts.min()) < -most - 1 or int(prompts.max()) > most):
+    if isinstance(prompts, np.ndarray) and (int(prompts.min()) < 0 or int(prompts.max()) > most):
         raise DataError(
-            f"prompts are {prompts.dtype}, from {prompts.min()} to {prompts.max()}. Ids of tokens are taken as int32, so "
-            f"they are {most} at most. Look where they come from."
+            f"prompts are {prompts.dtype}, from {prompts.min()} to {prompts.max()}. Ids of tokens are from 0 to {most}. "
+            "Look where they come from; there is no id for padding."
         )
     return prompts.astype(np.int32)

@@ -44,7 +44,14 @@ class Carry:
 
 
 def generate(
-    plan: GeneratePlan, params: Params, prompts: jax.Array, temperature: jax.Array, key: Key, *, poison: bool = False
+    plan: GeneratePlan,
+    params: Params,
+    prompts: jax.Array,
+    temperature: jax.Array,
+    key: Key,
+    *,
+    layer_state: Tree = None,
+    poison: bool = False,
 ) -> jax.Array:
     """The new tokens of all rows; traceable.
 
@@ -52,21 +59,23 @@ def generate(
       prompts: int32 [groups, B on all data ranks, T]. Rows beyond those of the request are padding.
       temperature: float32 [], above 0.
       key: of the call; row and token numbers are folded in.
+      layer_state: the state of the layers, a tree that `layout/state_layout.py` describes; None: they have none.
       poison: fill caches that nothing was written to with NaN, for tests.
 
     Returns:
       int32 [groups, B on all data ranks, new], the same on all devices.
     """
     return on_every_device(
-        lambda device, held, prompts, _, temperature, key: _Generation(
-            plan, device, held, prompts, temperature, key, poison
+        lambda device, held, prompts, _, temperature, key, states: _Generation(
+            plan, device, held, prompts, temperature, key, plan.states.enter(states), poison
         ).run(),
         plan.weights,
         params,
         (prompts, None),
         temperature,
         key,
-        specs=(P(), P()),
+        plan.states.layout.checked(layer_state),
+        specs=(P(), P(), plan.states.layout.specs),
         out_specs=P(),
     )
 
@@ -81,6 +90,7 @@ class _Generation:
     prompts: jax.Array
     temperature: jax.Array
     key: Key
+    states: Tree
     poison: bool
     rows: jax.Array = field(init=False)  # the number among the prompts of each row, [groups, B]
 
@@ -134,9 +144,9 @@ class _Generation:
             x = self.plan.layout.precision.inputs(pick(self.prompts, group))
         if first:
             position = self.plan.request.prompt + number - 1
-            y, caches = program.run_token(self.held, x, carry.caches, group, position)
+            y, caches = program.run_token(self.held, self.states, x, carry.caches, group, position)
         else:
-            y, caches = program.run_prompt(self.held, x, carry.caches, group)
+            y, caches = program.run_prompt(self.held, self.states, x, carry.caches, group)
         carry = replace(carry, caches=caches)
         if not stage.is_last:
             return carry, codec.encode(y)

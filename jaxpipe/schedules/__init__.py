@@ -21,11 +21,16 @@ from jaxpipe.schedules.instructions import (
     SendGrad,
     TrainSchedule,
 )
+from jaxpipe.schedules.interleaved import interleaved
+from jaxpipe.schedules.interleaved_zero_bubble import interleaved_zero_bubble
+from jaxpipe.schedules.looped_bfs import looped_bfs
 from jaxpipe.schedules.one_f_one_b import one_f_one_b
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.registry import get
 from jaxpipe.schedules.simulate import Timeline, simulate
 from jaxpipe.schedules.table import Schedule
+from jaxpipe.schedules.zbv import zbv
+from jaxpipe.schedules.zero_bubble import zero_bubble
 
 __all__ = [
     "BackwardPass",
@@ -51,7 +56,12 @@ __all__ = [
     "forward_only",
     "get",
     "gpipe",
+    "interleaved",
+    "interleaved_zero_bubble",
+    "looped_bfs",
     "one_f_one_b",
     "render",
     "simulate",
+    "zbv",
+    "zero_bubble",
 ]

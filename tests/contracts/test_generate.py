@@ -14,7 +14,7 @@ import jaxpipe
 from jaxpipe.errors import ConfigError, DataError, LayerError
 from jaxpipe.executor.generate_plan import Request
 from jaxpipe.executor.sampling import Sampling
-from tests.generation import ATTENTION, EMBED, HEAD, MOST, SCALE, VOCAB, WIDTH, by_hand, causal, prompts
+from tests.generation import ATTENTION, EMBED, HEAD, MOST, SCALE, VOCAB, WIDTH, attention, by_hand, causal, prompts
 
 
 def pipeline(module, stages=1, data=1, axes=None, **settings):
@@ -117,9 +117,12 @@ def test_it_ends_when_every_row_has_stopped():
 def test_caches_are_updated_in_place():
     """No copy of a whole cache buffer in any loop: each token would pay for all positions of all layers."""
     pipe, params = pipeline(causal(), 2)
+    pipe.states.see(prompts(6)[None])
     request = Request(6, 4, 5, Sampling())
     grouped = prompts(6).reshape(2, 3, 4).astype(np.int32)
-    program = pipe.generator._jitted.lower(params, grouped, np.float32(1), jax.random.key(0), request=request)
+    program = pipe.generator._jitted.lower(
+        params, grouped, np.float32(1), jax.random.key(0), pipe.states.brought(None), request=request
+    )
     text = program.compile().as_text()
     buffer = rf"f32\[(?:2,2|4),3,9,{WIDTH}\]"
     assert re.search(rf"= {buffer}\S* dynamic-update-slice\(", text), "the buffer of a leaf of two layers is not found"
@@ -223,6 +226,55 @@ def test_in_a_jit_of_the_caller_and_in_an_engine():
     assert np.isfinite(engine.train_batch(iter([(prompts(2), labels)]))), "training goes on"
 
 
+class Normed(nnx.Module):
+    def __init__(self, *, rngs):
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        return self.norm(x, use_running_average=not train)
+
+
+def shifted(params, state, x, *, cache=None, position=None):
+    """Attention behind a shift that is state, which every call changes; evaluations must not."""
+    x = attention(params, x + state["shift"][None, None], cache=cache, position=position)
+    return x, {"shift": state["shift"] + 1}
+
+
+def with_state(key, x):
+    return ATTENTION.init(key, x), {"shift": jax.random.normal(key, (WIDTH,))}
+
+
+SHIFTED = jaxpipe.Layer(with_state, shifted, "Shifted", stateful=True, init_cache=ATTENTION.init_cache)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_state_of_layers_is_read_and_not_changed(cached):
+    whole = [] if cached else [mixer(mean_of_before)]
+    layers = [EMBED, *[SHIFTED] * 2, jaxpipe.LayerSpec(Normed), *whole, *[SHIFTED] * 2, HEAD]
+    module = jaxpipe.PipelineModule(
+        layers,
+        lambda y, t: optax.softmax_cross_entropy_with_integer_labels(y, t).mean(),
+        partition_method=[0, 3, len(layers)],
+    )
+    ids = prompts(4)
+    mesh = jaxpipe.make_mesh(pipe=2, data=2)
+    engine = jaxpipe.initialize(module, optax.sgd(1e-5), mesh=mesh, example=(ids, ids), key=0)
+    engine.train_batch(iter([(ids, ids)]))
+    before = jax.device_get(engine.layer_state())
+    wanted = by_hand(module, engine.to_layers(), ids, 4, layer_state=before)
+    if not cached:
+        with pytest.warns(UserWarning, match="has no cache"):
+            np.testing.assert_array_equal(engine.generate(ids, 4), wanted)
+        return
+    np.testing.assert_array_equal(engine.generate(ids, 4), wanted)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(engine.layer_state()), before)
+    with pytest.raises(LayerError, match="has state"):
+        engine.pipe.generate(engine.state.params, ids, 4)
+    none = [jax.tree.map(np.zeros_like, each) for each in before]
+    other = engine.pipe.generate(engine.state.params, ids, 4, layer_state=none)
+    assert (np.asarray(other) != wanted).any(), "another state gives other tokens"
+
+
 @pytest.fixture(scope="module")
 def small():
     return pipeline(causal(), 2)
@@ -240,9 +292,10 @@ def small():
             np.full((2, 4), 2**40),
             {},
             DataError,
-            "int64, from 1099511627776 to 1099511627776. Ids of tokens are taken as int32",
+            "int64, from 1099511627776 to 1099511627776. Ids of tokens are from 0 to 2147483647",
         ),
-        ([[2**40, 1]], {}, DataError, "Ids of tokens are taken as int32"),
+        ([[-1, 1]], {}, DataError, "int64, from -1 to 1. Ids of tokens"),
+        ([[VOCAB, 1]], {}, DataError, "the id 13, but the model knows 13 tokens, 0 to 12"),
         (prompts(2), {"max_new_tokens": 0}, ConfigError, "max_new_tokens=0 must be an integer, 1 or more"),
         (prompts(2), {"temperature": -1}, ConfigError, "temperature=-1"),
         (prompts(2), {"temperature": "hot"}, ConfigError, "temperature='hot'"),
