@@ -1,3 +1,3 @@
-"""Which mesh, schedule and settings train a model fastest on chips that may not be there: costs, memory, search; private."""
+"""Which mesh, schedule and settings train a model fastest on given chips: costs, memory, and a search; private."""
 
 __all__: list[str] = []

@@ -1,7 +1,7 @@
 """Seconds and bytes of each layer on one chip, for any number of rows: what the traces cost at the published speeds.
 
-Seconds come in three kinds: those of the products at the peak ("compute"), what an equation takes longer than that because of
-its bytes ("memory"), and sums over the axis "model" ("link").
+Seconds come in three kinds: those of the products at the peak ("compute"), what an equation takes longer than that because
+of its bytes ("memory"), and sums over the axis "model" ("link").
 """
 
 import functools
@@ -196,15 +196,21 @@ def _padded(cuts: Sequence[Cut], jaxpr: ClosedJaxpr) -> list[Cut]:
 
 
 def _cost(both: Both, cuts: Sequence[Cut], size: int, rows: int, outputs: object) -> LayerCost:
-    counted = [_counted(traced, cuts, size) for traced in both]
-    small, large = counted
-    phases = [Phase(a, b, rows) for a, b in zip(small[:3], large[:3], strict=True)]
-    sizes = [Linear.of(a, b, rows) for a, b in zip(small[3:], large[3:], strict=True)]
+    small, large = (_counted(traced, cuts, size) for traced in both)
+    forward, back, part = (Phase(a, b, rows) for a, b in zip(small.phases, large.phases, strict=True))
+    saved, inputs, pending, work = (Linear.of(a, b, rows) for a, b in zip(small.bytes, large.bytes, strict=True))
     handed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(outputs))
-    return LayerCost(*phases, *sizes, output=Linear(0.0, handed / rows))
+    return LayerCost(forward, back, part, saved, inputs, pending, work, Linear(0.0, handed / rows))
 
 
-def _counted(traced: Traced, cuts: Sequence[Cut], size: int) -> tuple[list[Term], list[Term], list[Term], float, float, float, float]:
+class _Counted(NamedTuple):
+    """For one number of rows: the terms of forward, backward and I, and the bytes of a `LayerCost`, in its order."""
+
+    phases: tuple[list[Term], list[Term], list[Term]]
+    bytes: tuple[float, float, float, float]
+
+
+def _counted(traced: Traced, cuts: Sequence[Cut], size: int) -> _Counted:
     forward, results = count(traced.forward, _padded(cuts, traced.forward), size)
     kept = results[traced.num_outputs :]
     given = _padded([*cuts, *kept], traced.backward)
@@ -212,9 +218,11 @@ def _counted(traced: Traced, cuts: Sequence[Cut], size: int) -> tuple[list[Term]
     first = [number >= traced.num_gradients for number in range(len(traced.backward.jaxpr.outvars))]
     part, _ = count(traced.backward, given, size, first) if traced.saved else ([], [])
     bytes_of = [
-        leaf.size * leaf.dtype.itemsize / (size if is_cut(cut) else 1) for leaf, cut in zip(traced.saved, kept, strict=False)
+        leaf.size * leaf.dtype.itemsize / (size if is_cut(cut) else 1)
+        for leaf, cut in zip(traced.saved, kept, strict=False)
     ]
     share = 1 / size if any(map(is_cut, given)) else 1.0
     waiting = crossing(traced.backward, first) * share if part else 0.0
     work = peak(traced.backward.jaxpr) * share
-    return forward, backward, part, sum(bytes_of), sum(bytes_of[: traced.num_inputs]), waiting, work
+    kept_bytes = sum(bytes_of), sum(bytes_of[: traced.num_inputs])
+    return _Counted((forward, backward, part), (*kept_bytes, waiting, work))

@@ -1,4 +1,4 @@
-"""What a traced function costs, equation by equation: operations, bytes that pass the memory, bytes to be summed over an axis.
+"""What a traced function costs, equation by equation: operations, bytes that pass the memory, and sums over an axis.
 
 Products, convolutions, reductions, gathers, scatters and sorts read their operands from memory and write their results;
 everything else is taken to be fused with one of these, as compilers do it. Each equation takes as long as its operations or
@@ -70,9 +70,7 @@ class _Counter:
     def __init__(self, size: int):
         self.size = size
 
-    def walk(
-        self, jaxpr: Jaxpr, cuts: Sequence[Cut], wanted: Sequence[bool]
-    ) -> tuple[list[Term], list[Cut]]:
+    def walk(self, jaxpr: Jaxpr, cuts: Sequence[Cut], wanted: Sequence[bool]) -> tuple[list[Term], list[Cut]]:
         """The terms of a body, and how its results are cut."""
         known: dict[int, Cut] = {id(var): cut for var, cut in zip(jaxpr.invars, cuts, strict=True)}
         found: list[Term] = []
@@ -83,9 +81,7 @@ class _Counter:
             known |= {id(var): cut for var, cut in zip(equation.outvars, results, strict=True)}
         return found, [known.get(id(var), WHOLE) for var in jaxpr.outvars]
 
-    def _equation(
-        self, equation: JaxprEqn, cuts: list[Cut], outputs: Sequence[bool]
-    ) -> tuple[list[Term], list[Cut]]:
+    def _equation(self, equation: JaxprEqn, cuts: list[Cut], outputs: Sequence[bool]) -> tuple[list[Term], list[Cut]]:
         name, inner = equation.primitive.name, bodies(equation)
         if not inner or name.startswith(("reduce", "scatter", "arg", "sort", "cum")):
             results, summed = through(equation, cuts)
@@ -99,9 +95,7 @@ class _Counter:
         fits = len(results) == len(equation.outvars)
         return terms, results if fits else [None if any(map(is_cut, cuts)) else WHOLE] * len(equation.outvars)
 
-    def _body(
-        self, body: Jaxpr, cuts: Sequence[Cut], outputs: Sequence[bool] | None
-    ) -> tuple[list[Term], list[Cut]]:
+    def _body(self, body: Jaxpr, cuts: Sequence[Cut], outputs: Sequence[bool] | None) -> tuple[list[Term], list[Cut]]:
         given = cuts[-len(body.invars) :] if body.invars else []
         given = [*given, *[WHOLE] * (len(body.invars) - len(given))]
         same = outputs is not None and len(outputs) == len(body.outvars)

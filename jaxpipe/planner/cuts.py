@@ -1,10 +1,11 @@
 """Which values of a jaxpr a further axis of the mesh cuts, followed from the weights that it cuts, equation by equation.
 
-It is a small model of what XLA's partitioner does. A value is whole, cut along dims that are known, or cut along one that is
-not (a reshape has split or joined it). A product that contracts a cut dim is a sum over the axis: its result is whole, and
-has to be reduced. Everything that is made of something cut is cut.
+It is a small model of what XLA's partitioner does. A value is whole, cut along dims that are known, or cut along one that
+is not. A product that contracts a cut dim is a sum over the axis: its result is whole, and has to be reduced. Everything
+else that is made of something cut is cut.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,12 @@ def through(equation: JaxprEqn, cuts: Sequence[Cut]) -> tuple[list[Cut], bool]:
         return [cut], summed
     if name == "gather" and cuts[0] is not None and 0 in cuts[0]:
         return [WHOLE], True  # rows of a table that lie on different devices
+    if name == "squeeze":
+        return [None if cuts[0] is None else _without(cuts[0], equation.params["dimensions"])], False
+    if name in ("slice", "dynamic_slice"):
+        return [_sliced(cuts[0], equation.invars[0], equation.outvars[0])], False
+    if name == "reshape":
+        return [_reshaped(cuts[0], _dims(equation.invars[0]), _dims(equation.outvars[0]))], False
     if name == "transpose":
         (cut,) = cuts
         order = equation.params["permutation"]
@@ -58,15 +65,39 @@ def _product(equation: JaxprEqn, left: Cut, right: Cut) -> tuple[Cut, bool]:
             places[side, dim] = number
     count = len(batch[0])
     for side, var in enumerate(equation.invars[:2]):
-        for dim in range(len(var.aval.shape)):
+        for dim in range(len(_dims(var))):
             if dim not in contracted[side] and dim not in batch[side]:
                 places[side, dim] = count
                 count += 1
     return frozenset(places[side, dim] for side, cut in enumerate((left, right)) for dim in cut or ()), False
 
 
+def _dims(var: Any) -> tuple[int, ...]:
+    return var.aval.shape
+
+
 def _without(cut: Cut, axes: Sequence[int]) -> Cut:
     return frozenset(dim - sum(axis < dim for axis in axes) for dim in cut or () if dim not in axes)
+
+
+def _sliced(cut: Cut, operand: Any, result: Any) -> Cut:
+    """A part of an array is cut as the array is, unless it is a part of a dim that is cut."""
+    pairs = list(zip(operand.aval.shape, result.aval.shape, strict=True))
+    return cut if cut is not None and all(pairs[dim][0] == pairs[dim][1] for dim in cut) else None
+
+
+def _reshaped(cut: Cut, old: Sequence[int], new: Sequence[int]) -> Cut:
+    """A dim that is split is cut in its first part, and one that is joined with others behind it stays cut."""
+    if cut is None:
+        return None
+    found: set[int] = set()
+    for dim in cut:
+        before = math.prod(old[:dim])
+        places = [place for place, size in enumerate(new) if size > 1 and math.prod(new[:place]) == before]
+        if not places:
+            return None
+        found.add(places[0])
+    return frozenset(found)
 
 
 def _like(result: Any, operands: Sequence[Any], cuts: Sequence[Cut]) -> Cut:

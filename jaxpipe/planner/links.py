@@ -1,4 +1,4 @@
-"""How long bytes take between chips. Along the axis "model" neighbours are next to each other, then along "data", then "pipe"."""
+"""How long bytes take between chips. Neighbours on the axis "model" are nearest, then those on "data", then on "pipe"."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """Seconds of layers that were not counted but measured: on a device that is here, or in cycles of the TPU compiler.
 
-Each distinct layer is measured once for each mode, for the rows of the example, as a step runs it: forward with what it keeps,
-and backward from that.
+Each distinct layer is measured once for each mode, for the rows of the example, as a step runs it: forward with what it
+keeps, and backward from that.
 """
 
 import statistics

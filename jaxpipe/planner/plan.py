@@ -23,7 +23,7 @@ from jaxpipe.training.config import Config
 from jaxpipe.types import Batch
 
 Measure = Literal["time", "tpu"] | None
-_SHOWN, _TOO_LARGE = 12, 3  # how many rows a plan has: of what fits, and of what does not
+_SHOWN, _TOO_LARGE = 8, 3  # how many rows a plan has: of what fits, and of what does not
 
 
 def plan(
@@ -46,7 +46,7 @@ def plan(
 
     Args:
       module: the model. Where it has rules that name the axis "model", that axis is searched, too.
-      example: (inputs, labels) of any number of rows, arrays or ShapeDtypeStruct [B, ...]; costs are scaled to other numbers.
+      example: (inputs, labels) of any number of rows, arrays or ShapeDtypeStruct [B, ...]; costs are scaled to others.
       chips: how many chips there are; a mesh may use fewer.
       chip: a name ("v4", "v5e", "v5p", "v6e", "a100", "h100", "h200"), or a dict of "peak_flops", "memory", "bandwidth" and
         "link", in FLOP/s, bytes, and bytes per second.
@@ -81,7 +81,9 @@ def plan_for(
     if not isinstance(module, PipelineModule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise LayerError(f"plan({show(module)}): expected a jaxpipe.PipelineModule.")
     if not isinstance(example, tuple) or len(example) != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(f"example={show(example)}: it is a pair (inputs, labels) of some rows, as for jaxpipe.initialize.")
+        raise ConfigError(
+            f"example={show(example)}: it is a pair (inputs, labels) of some rows, as for jaxpipe.initialize."
+        )
     chips, global_batch = count("chips", chips), count("global_batch", global_batch)
     kind = as_chip(chip, memory)
     if measure not in (None, "time", "tpu"):

@@ -64,7 +64,15 @@ class Row:
     def code(self) -> str:
         """Python that makes the mesh and the config, and an engine of `module`, `optimizer` and `example`."""
         axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh_shape.items())
-        names = ("num_micro_batches", "schedule", "num_chunks", "remat", "compute_dtype", "float32_params", "zero_stage")
+        names = (
+            "num_micro_batches",
+            "schedule",
+            "num_chunks",
+            "remat",
+            "compute_dtype",
+            "float32_params",
+            "zero_stage",
+        )
         given = [(name, getattr(self.config, name, None)) for name in names]
         default = Config()
         kept = [f"{n}={_literal(v)}" for n, v in given if v is not None and v != getattr(default, n, None)]

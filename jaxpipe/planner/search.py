@@ -222,7 +222,9 @@ class Search:
 
     def nearest(self, count: int) -> list[Found]:
         """Where nothing fits: what needs least, one for each mesh."""
-        meshes = sorted(self.meshes(self.chips, self.sizes), key=lambda mesh: (self.least_bytes(mesh), mesh))[: 4 * count]
+        meshes = sorted(self.meshes(self.chips, self.sizes), key=lambda mesh: (self.least_bytes(mesh), mesh))[
+            : 4 * count
+        ]
         found: list[Found] = []
         for mesh in meshes:
             cuts = [Cut(mesh, 1, 1, remat) for remat in REMATS] if self._can_cut(mesh, 1) else []

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxpipe.model.partition import balanced
 from jaxpipe.model.shapes import signature
 from jaxpipe.planner.candidate import Candidate
 from jaxpipe.planner.cost import Costs
 from jaxpipe.planner.walk import OpCosts
-from jaxpipe.model.partition import balanced
 
 _SUM = 4  # bytes of a number in a sum of gradients, which are float32
 
@@ -141,9 +141,8 @@ class Cutter:
         saved = np.add.reduceat(layers.saved * ~in_tail, starts)
         inputs = np.concatenate([[self.costs.model.batch_bytes * rows], layers.output])[starts]
         if candidate.remat == "stage":
-            saved = inputs * (np.arange(len(starts)) > 0)
-        if tail < len(layers.saved) or in_tail.any():
-            saved[-1] += layers.output[tail - 1] if tail else 0.0
+            saved = inputs * (np.arange(len(starts)) > 0) * (np.array(starts) < tail)
+        saved[-1] += layers.output[tail - 1] if tail else 0.0
         pending = np.add.reduceat(layers.pending * ~in_tail, starts)
         work = float((layers.work * ~in_tail).max())
         if candidate.remat == "stage":

@@ -71,7 +71,9 @@ class Steps:
         """What comes before and behind the ticks."""
         boundaries, _ = self.cut(candidate)
         where = placement(candidate.schedule, candidate.mesh.pipe, candidate.chunks)
-        return self.around_of(candidate.mesh, candidate.zero, *self.memory.weights(candidate.mesh.model, boundaries, where))
+        return self.around_of(
+            candidate.mesh, candidate.zero, *self.memory.weights(candidate.mesh.model, boundaries, where)
+        )
 
     def around_of(self, mesh: Mesh, zero: int, stored: float, held: float, computed: float) -> Around:
         """The same for so many weights of a chip, stored and as it computes with them, and bytes of the latter."""

@@ -1,18 +1,20 @@
 """The tables of schedules as arrays of integers, tick by tick, and what they keep at once. Each is made once."""
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxpipe.schedules.registry import TRAINING
+from jaxpipe.errors import ScheduleError
+from jaxpipe.lowering.lower import lower
+from jaxpipe.schedules.registry import CHUNKED, OWN_CHUNKS, TRAINING
 from jaxpipe.schedules.table import Schedule
 from jaxpipe.training.config import Config
 
 KINDS = ("", "F", "B", "I", "W")
+_CHUNKS = (2, 3, 4, 6, 8)
 _NUMBER = {kind: number for number, kind in enumerate(KINDS)}
 
 
@@ -73,28 +75,25 @@ def table(name: str, ranks: int, chunks: int, micro_batches: int) -> Table:
 
 def make(name: str, ranks: int, chunks: int, micro_batches: int) -> Schedule:
     """The schedule itself."""
-    factory = TRAINING[name]
-    more = {"num_chunks": chunks} if takes_chunks(name) else {}
-    return factory(ranks * chunks, micro_batches, **more)
+    more = {"num_chunks": chunks} if name in CHUNKED else {}
+    return TRAINING[name](ranks * chunks, micro_batches, **more)
 
 
-def takes_chunks(name: str) -> bool:
-    """Whether a schedule runs any number of stages per rank."""
-    return "num_chunks" in inspect.signature(TRAINING[name]).parameters
-
-
+@functools.cache
 def schedules() -> Mapping[str, tuple[int, ...]]:
-    """The schedules that a config can name here, with the numbers of stages per rank that are tried for each."""
-    chunked = any(field.name == "num_chunks" for field in fields(Config))
-    found: dict[str, tuple[int, ...]] = {}
-    for name in TRAINING:
-        if name == "zbv":
-            found[name] = (2,)
-        elif not takes_chunks(name):
-            found[name] = (1,)
-        elif chunked:
-            found[name] = (2, 3, 4, 6, 8)
-    return found
+    """The schedules that a step can run, with the numbers of stages per rank that are tried for each."""
+    tried = {name: _CHUNKS if name in CHUNKED else (OWN_CHUNKS.get(name, 1),) for name in TRAINING}
+    return {name: chunks for name, chunks in tried.items() if _runs(name, chunks[0])}
+
+
+def _runs(name: str, chunks: int) -> bool:
+    if name in CHUNKED and not any(field.name == "num_chunks" for field in fields(Config)):
+        return False
+    try:
+        lower(make(name, 2, chunks, 4))
+    except ScheduleError:
+        return False
+    return True
 
 
 # Rounds of as many micro-batches as there are ranks, after which a longer table only repeats itself.

@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import DataError
 from jaxpipe.executor import flow
-from jaxpipe.executor.tail import Tail
-from jaxpipe.executor.seeds import Seeds, aval_of
 from jaxpipe.executor.remat import mode
+from jaxpipe.executor.seeds import Seeds, aval_of
+from jaxpipe.executor.tail import Tail
 from jaxpipe.layout.stages import Part
 from jaxpipe.model.context import Context
 from jaxpipe.model.dependence import behind_weights
@@ -84,7 +84,9 @@ class Model:
         if not leaves or not jax.tree.leaves(example[0]):
             raise DataError(f"example={example!r} holds no inputs: pass (inputs, labels), or their shapes.")
         if module.loss_fn is not None and example[1] is None:
-            raise DataError("The example has no labels: pass (inputs, labels) of some rows, because the loss is planned, too.")
+            raise DataError(
+                "The example has no labels: pass (inputs, labels) of some rows, because the loss is planned, too."
+            )
         self.rows = int(jax.tree.leaves(example[0])[0].shape[0])
         small, large = _with_rows(example, self.rows), _with_rows(example, 2 * self.rows)
         self.batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(small)) / self.rows
@@ -122,8 +124,8 @@ class Model:
     def _layer(self, index: int, shapes: list[LayerShapes], keeps: str) -> Traced:
         layer, own, owner = self.module.layers[index], shapes[index], shapes[self.module.owners[index]]
         assert own.run is not None, "the layers were traced on a mesh"
-        flags = {"takes": self.flags[index], "gives": self.flags[index + 1]}
-        part = Part(layer.kind, 0, label=self.module.label(index), run=own.run, **flags)
+        takes, gives = self.flags[index], self.flags[index + 1]
+        part = Part(layer.kind, 0, takes=takes, gives=gives, label=self.module.label(index), run=own.run)
         context = Context(KEY if layer.kind.uses_key else None, owner.state)
         args = (owner.computed,), own.inputs, (context,)
         [(parts, _, make)] = mode(keeps).groups((part,))

@@ -56,10 +56,13 @@ def walk(
     """
     count, rounds = short(ranks, micro_batches)
     made = table(name, ranks, chunks, count)
-    found = _makespan(made, costs, comm, joined)
+    found, busy = _makespan(made, costs, comm, joined), _busy(made, costs)
     if rounds:
-        found += rounds * (found - _makespan(table(name, ranks, chunks, count - ranks), costs, comm, joined))
-    return Walk(found, _busy(made, costs) * (micro_batches / count))
+        # Ranks that wait at the beginning only may hide for some rounds what the busiest one needs in all of them.
+        least = float(busy.max()) * ranks / count
+        round_of = found - _makespan(table(name, ranks, chunks, count - ranks), costs, comm, joined)
+        found += rounds * max(round_of, least)
+    return Walk(found, busy * (micro_batches / count))
 
 
 def _busy(made: Table, costs: OpCosts) -> np.ndarray:
