@@ -338,7 +338,8 @@ class Engine:
         With several processes all of them call it, with the same arguments; they load the same checkpoint, or all raise.
 
         Args:
-          directory, tag: of `save_checkpoint`; tag None is the latest one.
+          directory: that of `save_checkpoint`.
+          tag: that of `save_checkpoint`; None is the latest one.
           load_module_strict: False loads what fits the model by name, keeps the present value of what is missing, and
             warns. Shapes and dtypes have to agree all the same.
           load_optimizer_states: False keeps the present optimizer state.

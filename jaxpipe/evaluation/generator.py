@@ -69,6 +69,13 @@ class Generator:
         Args:
           layer_state: the state of the layers on the mesh.
         """
+        layout = self._layout()
+        if layout.placement != tuple(range(layout.num_ranks)):
+            raise ConfigError(
+                f"generate needs stage s on rank s, but the schedule of this pipeline places its stages on the ranks "
+                f"{layout.placement}. Generate with another one on the same mesh, with the weights of this one: "
+                "pipe = jaxpipe.Pipeline(module, mesh); pipe.generate(pipe.from_layers(engine.to_layers()), prompts)."
+            )
         heat = as_number(temperature)
         if heat is None or heat < 0:
             raise ConfigError(
@@ -161,7 +168,7 @@ class Generator:
             f"generate runs the whole window again for each token, which is slow: {self._label(mixing)} has no cache, and "
             f"it is not known to treat every position by itself ({why}). Give it a cache (Layer(init_cache=), or a flax "
             "layer that decodes), or, if it only has to know where a position stands, the keyword `position`; see "
-            "docs/generation.md.",
+            "docs/howto/generation.md.",
             stacklevel=4,
         )
 

@@ -63,9 +63,9 @@ def evaluate(plan: EvalPlan, params: Params, batch: Batch, real: jax.Array | Non
       layer_state: the state of the layers, a tree that `layout/state_layout.py` describes; None: they have none.
 
     Returns:
-      What was asked for. Outputs and rows are [S * M, B, ...], of which only the last M entries (those of the last rank)
-      count; with `plan.rows_everywhere` rows are [M, B, ...] on all devices.
-      Without `broadcast`, loss and metrics have one value per rank along dim 0, of which only the last counts.
+      What was asked for. Outputs and rows are [S * M, B, ...], of which only the M entries of the rank with the last
+      stage count; with `plan.rows_everywhere` rows are [M, B, ...] on all devices.
+      Without `broadcast`, loss and metrics have one value per rank along dim 0, of which only that of this rank counts.
     """
     mesh = plan.mesh
     sums: Any = P() if plan.options.broadcast else P(PIPE)
@@ -124,12 +124,12 @@ class _Evaluation:
         loss, metrics = found if options.broadcast else jax.tree.map(lambda a: a[None], found)
         rows = plan.tally.kept_rows(carry.sums)
         if plan.rows_everywhere:
-            rows = reduce.from_last_rank(rows, mesh)
+            rows = reduce.from_rank(plan.layout.placement[-1], rows, mesh)
         return Found(loss, metrics, carry.outputs, rows)
 
     def _given(self, found: Aux) -> dict[str, Joined]:
         """What the layers of this rank have given for rows that count: extra losses, as means over rows, and metrics."""
-        plan, last, real = self.plan, len(self.plan.stages) - 1, self.real
+        plan, last, real = self.plan, self.plan.layout.placement[-1], self.real
         rows = plan.tally.rows
 
         def loss(total: jax.Array) -> Joined:
@@ -158,7 +158,7 @@ class _Evaluation:
                 x = self.plan.layout.precision.inputs(pick(self.batch[0], m))
             else:
                 x = codec.decode(self.mail.read(inbox, Y, now), stage.inputs)
-            y, given = program.run(self.held, carry.beside._replace(state=self.states), x)
+            y, given = program.run(self.held, now.stage, carry.beside._replace(state=self.states), x)
             carry = replace(carry, beside=given)
             if not stage.is_last:
                 return carry, {Y: codec.encode(y)}
@@ -174,11 +174,12 @@ class _Evaluation:
         """All ranks run tail and loss of one micro-batch each."""
         tail, num_stages = self.plan.tail, len(self.plan.stages)
         assert tail is not None
+        last = jnp.int32(num_stages - 1)
         m = turn * num_stages + self.device.rank
         x = reduce.deal(carry.hand, self.plan.mesh)
 
         def once(found: tuple[Sums, Aux], x: Tree, m: jax.Array) -> tuple[Sums, Aux]:
-            y, given = tail.run(self.held, found[1]._replace(state=self.states), x)
+            y, given = tail.run(self.held, last, found[1]._replace(state=self.states), x)
             return self._finish(replace(carry, sums=found[0]), y, m).sums, given
 
         found = run_if(m < self.plan.num_micro_batches, once, (carry.sums, carry.beside), x, m)

@@ -113,7 +113,7 @@ class _Generation:
             if after_turn is not None:
                 carry, _ = after_turn(carry)
             carry = cycle.run(self._cycle(1, plan.request.new - 1), self.device.rank, carry, after_turn)
-        return reduce.from_last_rank(carry.tokens, plan.mesh)
+        return reduce.from_rank(plan.layout.placement[-1], carry.tokens, plan.mesh)
 
     def _cycle(self, first: int, turns: int) -> Cycle[Carry]:
         """The turns of each group that make its new tokens from number `first` on; those of 0 are the whole prompts."""

@@ -37,6 +37,7 @@ def test_defaults():
         "loss_scale": None,
         "zero_stage": 0,
         "local_rows": False,
+        "num_chunks": 1,
         "steps_per_print": None,
     }
 
