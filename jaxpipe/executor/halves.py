@@ -49,7 +49,9 @@ class Halves:
             return [read(value) for value, early in zip(gradients, self.early, strict=True) if not early]
 
         self._first = capture(first, arguments)
-        self._second = capture(second, [a for a, is_free in zip(arguments, again, strict=True) if is_free], self.pending)
+        self._second = capture(
+            second, [a for a, is_free in zip(arguments, again, strict=True) if is_free], self.pending
+        )
 
     def first(self, arguments: Leaves) -> tuple[Leaves, list[jax.Array | None], Leaves]:
         """The results that cannot wait, of the others those that are early (None for the rest), and what is pending."""

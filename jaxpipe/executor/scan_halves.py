@@ -70,7 +70,9 @@ class _Scan:
         halves = [self._scan(found.first, sorted(mine), made, self.slices)]
         if second:
             rest = [(inner[n], outer[n]) for n in second if n >= self.num_carry]
-            halves.append(self._scan(found.second, [n for n in second if n < self.num_carry], rest, self.slices + stacked))
+            halves.append(
+                self._scan(found.second, [n for n in second if n < self.num_carry], rest, self.slices + stacked)
+            )
         return halves
 
     def _carried(self, number: int) -> Any:
