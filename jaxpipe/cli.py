@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpipe plot | simulate | inspect | compile | launch`.
+"""The command line: `python -m jaxpipe plot | simulate | inspect | compile | plan | launch`.
 
 A subcommand is a function `_add_...` that declares its arguments and names the function that runs it. To add one, write it
 and list it in `_COMMANDS`. A mistake of the user, such as an unusable file or a number out of range, ends the program with
@@ -19,7 +19,9 @@ from typing import TypeVar
 from jaxpipe.checkpoint import inspect
 from jaxpipe.columns import columns
 from jaxpipe.errors import JaxpipeError, ScheduleError
+from jaxpipe.hardware.chips import CHIPS
 from jaxpipe.hardware.command import Command
+from jaxpipe.planner.command import PlanCommand
 from jaxpipe.processes.launch import Launch
 from jaxpipe.schedules import command as schedules_command
 from jaxpipe.schedules.command import read_cost, read_costs
@@ -153,6 +155,28 @@ def _compile(arguments: argparse.Namespace) -> None:
     print(Command(**fields).run())
 
 
+def _add_plan(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="find the mesh, schedule and settings that train a model fastest",
+        description="Searches meshes, schedules and settings for the fastest step, from shapes alone.",
+    )
+    parser.add_argument(
+        "function", metavar="MODULE:FUNCTION", help="function() returns (module, optimizer, example, config)"
+    )
+    parser.add_argument("--chips", type=int, required=True, metavar="N", help="how many chips there are")
+    parser.add_argument("--global-batch", type=int, required=True, metavar="B", help="rows of a step")
+    parser.add_argument("--chip", default="v5p", metavar="NAME", help=f"{', '.join(CHIPS)} (default: %(default)s)")
+    parser.add_argument("--memory", metavar="BYTES", help="what of a chip's memory may be used, as 80GB (default: all)")
+    parser.add_argument("--measure", choices=("time", "tpu"), help="time layers here, or ask the TPU compiler")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(PlanCommand)}
+    print(PlanCommand(**fields).run())
+
+
 def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "launch",
@@ -235,4 +259,4 @@ def _argument(read: Callable[[str], _Read]) -> Callable[[str], _Read]:
     return reads
 
 
-_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_compile, _add_launch)
+_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_compile, _add_plan, _add_launch)
