@@ -1,9 +1,9 @@
 """Deals the steps of a backward to two ops: the first makes some results as early as it can, the second one the others.
 
 The first op runs what its results need, and nothing twice that costs anything: what it has made and the second one needs
-*crosses*. There is a choice. An elementwise operation can be run again by the second op, if that lets fewer bytes cross; and
-a small result, such as the gradient of a bias, can be made early, if what it is made of does not cross anyway. The least
-number of bytes is that of a minimal cut (`min_cut.py`). Products, loops and noise are never run twice.
+*crosses*. There is a choice. An elementwise operation can be run again by the second op, if that lets fewer bytes cross.
+And a small result, such as the gradient of a bias, can be made early, if what it is made of does not cross anyway. The
+least number of bytes is that of a minimal cut (`min_cut.py`). Products, loops and noise are never run twice.
 """
 
 from collections.abc import Callable, Collection, Sequence

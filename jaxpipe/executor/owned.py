@@ -21,7 +21,7 @@ from jaxpipe.layout.stages import Part
 from jaxpipe.mesh import PIPE, further_axes, on_tpu, pipe_size
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.parallel import constrain
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 
 class Owned(Residence[Shared]):

@@ -148,13 +148,19 @@ class TrainPlan:
         self.pending.settle(slots, together)
         return ()
 
+    @property
+    def whole_in_i(self) -> list[str]:
+        """Labels of layers with trained weights of which W has nothing to do: their backward could not be cut."""
+        return list(dict.fromkeys(label for halves in self.halves.values() for label in halves.whole))
+
     def bytes_per_rank(self) -> dict[str, int]:
         """What a device holds during a step, in bytes, by category; each the largest need of any rank.
 
         "weights" are those it computes with, "gradients" the sums that are added up, "saved" what forwards keep for
-        backwards, "pending" what the first halves of backwards keep for the second ones, "messages" what has arrived and was not read yet, and what was sent last. The last three are at most so
-        much where the mesh has further axes: the compiler may cut them, too. On a TPU there are also the "weights for
-        derivatives", at most so much: those that derivatives want in another layout than forwards do.
+        backwards, "pending" what I keeps for W (if the schedule has such ops), "messages" what has arrived and was not
+        read yet, and what was sent last. The last three are at most so much where the mesh has further axes: the compiler
+        may cut them, too. On a TPU there are also the "weights for derivatives", at most so much: those that derivatives
+        want in another layout than forwards do.
         """
         held = self.weights.avals()
         sums = jax.eval_shape(self.weights.blank_gradients, held)

@@ -18,7 +18,7 @@ from jaxpipe.layout.on_mesh import left_to_the_compiler
 from jaxpipe.layout.placement import Placement
 from jaxpipe.layout.stages import Part
 from jaxpipe.model.values import split_inexact
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 Entry = TypeVar("Entry", Stack, Shared)
 # Which repetition of a unit: an index, or a traced int32 inside of a scan.

@@ -74,7 +74,8 @@ class Trace:
 
 def trace_of(jaxpr: ClosedJaxpr) -> Trace:
     """The steps of a closed jaxpr. Where mesh axes are named, they have to be bound."""
-    arguments = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in jaxpr.jaxpr.invars]
+    inputs: list[Any] = [v.aval for v in jaxpr.jaxpr.invars]
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in inputs]
     flat = jax.make_jaxpr(lambda *values: _inlined(jaxpr, values))(*arguments)
     inner = flat.jaxpr
     steps = [_step(inner, equation) for equation in inner.eqns]
@@ -89,7 +90,10 @@ def run(steps: Iterable[Step], known: Mapping[Any, Any]) -> Callable[[Any], Any]
         found.update(zip(step.outputs, made, strict=True))
 
     def read(value: Any) -> Any:
-        return jnp.asarray(value.val, value.aval.dtype) if isinstance(value, Literal) else found[value]
+        if isinstance(value, Literal):
+            aval: Any = value.aval
+            return jnp.asarray(value.val, aval.dtype)
+        return found[value]
 
     return read
 
@@ -141,7 +145,8 @@ def _step(jaxpr: Any, equation: JaxprEqn) -> Step:
         return Step(tuple(inputs), tuple(equation.outvars), lambda values: eval_jaxpr(alone, [], *values), 0)
     again = 0 if name in _VIEWS else None
     if name in _ELEMENTWISE:
-        again = max(math.prod(v.aval.shape) for v in (*equation.invars, *equation.outvars))
+        avals: list[Any] = [v.aval for v in (*equation.invars, *equation.outvars)]
+        again = max(math.prod(a.shape) for a in avals)
     is_scan = name == "scan" and not effect
     return Step(
         tuple(inputs),

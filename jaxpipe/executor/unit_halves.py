@@ -2,7 +2,6 @@
 
 import jax
 
-from jaxpipe.executor import flow
 from jaxpipe.executor.halves import Halves
 from jaxpipe.executor.unit import Unit
 from jaxpipe.types import Leaves, Params, Tree

@@ -21,7 +21,7 @@ from jaxpipe.layout.stages import Part
 from jaxpipe.mesh import DATA
 from jaxpipe.model.shapes import sum_dtype
 from jaxpipe.model.values import split_inexact
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 # What a rank holds of its own, beside what it holds of the two groups of the params tree.
 OWNED = "owned"

@@ -71,7 +71,7 @@ def verify(program: Program) -> None:
 
 
 def _use(pool: str, slot: int | None, kept: dict[int, Label], cell: Cell, where: str) -> None:
-    """What an op does to the slots of a pool on its rank; `slot` is its own one, or None if the program has no such pool."""
+    """What an op does to the slots of a pool on its rank; `slot` is its own one, None if the program has no such pool."""
     writer, readers = {SAVED: ("F", "BI"), PENDING: ("I", "W")}[pool]
     label = (pool, cell.stage, cell.micro_batch)
     if cell.kind in readers:

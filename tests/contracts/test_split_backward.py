@@ -25,8 +25,8 @@ GRADIENTS = {
     "two data ranks": (schedules.zero_bubble(3, 5), 2, "dots", True, "tied", [0, 4, 5, 9]),
     "whole stages": (schedules.zero_bubble(2, 4), 1, "stage", False, "untied", [0, 5, 9]),
     "some whole, some in two": (in_random_order(loop_of(3, 1), 4, 3, split=0.5), 1, 2, True, "tied", [0, 4, 6, 9]),
-    "chunks": (schedules.interleaved_zero_bubble(2, 4, num_chunks=2), 1, "none", True, "tied", [0, 2, 5, 7, 9]),
-    "a V": (schedules.zbv(2, 3), 2, "layer", True, "untied", [0, 2, 5, 7, 9]),
+    "chunks": (schedules.interleaved_zero_bubble(4, 4, num_chunks=2), 1, "none", True, "tied", [0, 2, 5, 7, 9]),
+    "a V": (schedules.zbv(4, 3), 2, "layer", True, "untied", [0, 2, 5, 7, 9]),
     "anywhere": (in_random_order((2, 0, 1, 1, 0), 3, 2, split=0.6), 1, "dots", False, "mixed", [0, 2, 3, 5, 7, 9]),
 }
 

@@ -4,6 +4,7 @@ import itertools
 import random
 
 import pytest
+
 from jaxpipe.executor.min_cut import Network
 
 

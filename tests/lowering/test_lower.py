@@ -87,7 +87,8 @@ def test_the_ops_of_a_micro_batch_share_slots_and_no_cell_has_one_without_an_op(
             if cell.kind == ".":
                 assert cell.slots == () and cell.read == -1
             else:
-                slots.setdefault((cell.stage, cell.micro_batch), {})[cell.kind] = dict(zip(program.pools, cell.slots))
+                own = dict(zip(program.pools, cell.slots, strict=True))
+                slots.setdefault((cell.stage, cell.micro_batch), {})[cell.kind] = own
     assert len(slots) == schedule.num_stages * schedule.num_micro_batches
     for ops in slots.values():
         assert ops.keys() in ({"F", "B"}, {"F", "I", "W"})
