@@ -9,9 +9,9 @@ the first; then p-r times F, I and W of the second stage. From then on it runs F
 second in turn for as long as there are forwards; then r times I of the first and of the second stage, p-r times I and W of
 the first, and the rest of W.
 
-That takes 2p-1 micro-batches. With fewer, but more than p, it is the order of 2p-1 without the last ones, and with less than
-3p/2 also without the first 3p/2 - m, which trying all runs of m micro-batches in it has shown to be best. With at most p
-micro-batches memory is no concern, and each rank runs what is ready.
+That takes 2p-1 micro-batches. With fewer, but more than p, it is the order of 2p-1 without the last ones, and with less
+than 3p/2 also without the first 3p/2 - m: trying all runs of m micro-batches in it has shown that to be best. With at most
+p micro-batches memory is no concern, and each rank runs what is ready.
 
 With p ranks and m micro-batches the bubble is (p-1)I/2 for F <= I, W <= I and m >= 2p-1, and below that at most
 (p-1)(F+I) - (min(m,p)-1)W, the one of ZB-H1. No rank holds more than min(m, p) micro-batches.
