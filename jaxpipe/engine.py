@@ -210,7 +210,7 @@ class Engine:
         top_k: int | None = None,
         stop: int | None = None,
         key: jax.Array | int | None = None,
-    ) -> jax.Array:
+    ) -> Any:
         """Continues prompts [N, T] with the present weights: int32 [N, T + max_new_tokens]; see `Pipeline.generate`."""
         held = self.state
         rules = max_new_tokens, temperature, top_k, stop, key

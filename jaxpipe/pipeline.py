@@ -17,7 +17,8 @@ from jaxpipe.data.place import on_all
 from jaxpipe.data.shapes_seen import ShapesSeen
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator, with_places
-from jaxpipe.evaluation.generator import Generator, as_ids
+from jaxpipe.evaluation.generator import Generator
+from jaxpipe.evaluation.prompts import Prompts
 from jaxpipe.executor.options import Options
 from jaxpipe.executor.order import check_order
 from jaxpipe.executor.permutes import Checked
@@ -418,14 +419,14 @@ class Pipeline:
         key: jax.Array | int | None = None,
         *,
         layer_state: Tree = None,
-    ) -> jax.Array:
+    ) -> Any:
         """Continues prompts, token after token, with caches on the ranks of their layers; see docs/howto/generation.md.
 
         Each token is that of one device, whatever the number of ranks and data ranks. A model with a layer that mixes
         positions and has no cache is run over the whole window for each token, and a warning says so once.
 
         Args:
-          prompts: ids of tokens, integers [N, T]; any N, and with several processes the same in all of them.
+          prompts: ids of tokens, integers [N, T] or N sequences of unlike lengths; in all processes the same.
           max_new_tokens: how many tokens are added to each row.
           temperature: 0 takes the most likely token each time; otherwise the logits are divided by it, and one is drawn.
           top_k: draw among so many of the most likely tokens; None: among all.
@@ -435,14 +436,15 @@ class Pipeline:
           layer_state: as for `value_and_grad`; it is not changed.
 
         Returns:
-          int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process.
+          int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process; a list of the rows
+          if the lengths of the prompts differ.
 
         Raises:
-          DataError: the prompts are no ids, integers [N, T]. ConfigError: another argument is out of range. LayerError: the
+          DataError: the prompts are no ids of tokens. ConfigError: another argument is out of range. LayerError: the
             last layer returns no logits [B, T, V], or a layer cannot take sequences of this length, or is not causal.
         """
         check_params(self.layout, params)
-        ids = as_ids(prompts)
-        self.states.see(ids[None])
+        given = Prompts.of(prompts)
+        self.states.see(given.parts[0].ids[None])
         states = self.states.brought(layer_state)
-        return self.generator.run(params, ids, max_new_tokens, temperature, top_k, stop, key, states)
+        return self.generator.run(params, given, max_new_tokens, temperature, top_k, stop, key, states)

@@ -77,7 +77,7 @@ IMPORTED_ONLY_IN = {
         "pipeline.py",
         "training/optimizer.py",
     },
-    "matplotlib": {"schedules/draw.py"},
+    "matplotlib": {"schedules/figure.py"},
     "safetensors": {"checkpoint/weights.py"},
     "chex": set(),
 }

@@ -14,6 +14,7 @@ from jaxpipe.checks import as_integer, as_number, count, show
 from jaxpipe.data.place import on_all
 from jaxpipe.errors import ConfigError, DataError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator
+from jaxpipe.evaluation.prompts import Alike, Prompts
 from jaxpipe.executor.evaluate import evaluate
 from jaxpipe.executor.generate import generate
 from jaxpipe.executor.generate_plan import GeneratePlan, Request
@@ -24,7 +25,6 @@ from jaxpipe.executor.whole_window import recompute
 from jaxpipe.layout.layout import Layout
 from jaxpipe.mesh import data_size, pipe_size
 from jaxpipe.model.keys import anywhere, as_key
-from jaxpipe.model.shapes import describe
 from jaxpipe.types import Key, Params, Tree
 
 P = PartitionSpec
@@ -56,15 +56,15 @@ class Generator:
     def run(
         self,
         params: Params,
-        prompts: Any,
+        prompts: Prompts,
         max_new_tokens: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         stop: int | None = None,
         key: Any = None,
         layer_state: Tree = None,
-    ) -> jax.Array:
-        """Continues prompts, int32 [N, T] as `as_ids` gives; see `Pipeline.generate`.
+    ) -> Any:
+        """Continues prompts; see `Pipeline.generate`.
 
         Args:
           layer_state: the state of the layers on the mesh.
@@ -91,13 +91,20 @@ class Generator:
         if stop is not None and as_integer(stop) is None:
             raise ConfigError(f"stop={show(stop)} must be one token, an integer, or None.")
         sampling = Sampling(not heat, top_k, None if stop is None else as_integer(stop))
-        rows, length = prompts.shape
-        request = Request(rows, length, count("max_new_tokens", max_new_tokens), sampling)
-        self._check_ids(prompts, request)
-        key = anywhere(as_key(0 if key is None else key), self.mesh)
-        grouped = on_all(self._grouped(prompts), self.mesh)
-        tokens, causal = self._jitted(params, grouped, np.float32(heat or 1.0), key, layer_state, request=request)
-        self._check_ids(prompts, request)
+        new = count("max_new_tokens", max_new_tokens)
+        inputs = np.float32(heat or 1.0), anywhere(as_key(0 if key is None else key), self.mesh), layer_state
+        asked = []
+        for part in prompts.parts:
+            rows, length = part.ids.shape
+            asked.append((part, Request(rows, length, new, sampling)))
+        for part, request in asked:
+            self._check_ids(part.ids, request)
+        return prompts.joined([self._run(params, part, request, inputs) for part, request in asked])
+
+    def _run(self, params: Params, part: Alike, request: Request, inputs: tuple[Any, Any, Tree]) -> jax.Array:
+        grouped = on_all((self._grouped(part.ids, 0), self._grouped(part.numbers, -1)), self.mesh)
+        tokens, causal = self._jitted(params, *grouped, *inputs, request=request)
+        self._check_ids(part.ids, request)
         mixing = self._mixing[request]
         if mixing is not None and not isinstance(causal, Tracer) and not bool(causal):
             raise LayerError(
@@ -121,18 +128,19 @@ class Generator:
         """Rows of a group on one data rank."""
         return -(-request.rows // (pipe_size(self.mesh) * data_size(self.mesh)))
 
-    def _grouped(self, prompts: Any) -> Any:
-        """[N, T] -> [groups, B, T], filled up with zeros."""
+    def _grouped(self, rows: Any, fill: int) -> Any:
+        """[N, ...] -> [groups, B, ...], filled up with `fill`."""
         groups, data = pipe_size(self.mesh), data_size(self.mesh)
-        rows = -(-prompts.shape[0] // (groups * data)) * data
-        pad = ((0, groups * rows - prompts.shape[0]), (0, 0))
-        numpy: Any = jnp if isinstance(prompts, Tracer) else np
-        return numpy.pad(prompts, pad).reshape(groups, rows, prompts.shape[1])
+        size = -(-rows.shape[0] // (groups * data)) * data
+        pad = ((0, groups * size - rows.shape[0]), *[(0, 0)] * (rows.ndim - 1))
+        numpy: Any = jnp if isinstance(rows, Tracer) else np
+        return numpy.pad(rows, pad, constant_values=fill).reshape(groups, size, *rows.shape[1:])
 
     def _traceable(
         self,
         params: Params,
         prompts: jax.Array,
+        numbers: jax.Array,
         temperature: jax.Array,
         key: Key,
         layer_state: Tree,
@@ -142,7 +150,8 @@ class Generator:
         self._mixing[request] = plan.mixing
         self._vocabularies[request] = plan.vocabulary
         if plan.mixing is None:
-            made = generate(plan, params, prompts, temperature, key, layer_state=layer_state, poison=self._poison)
+            given = (prompts, numbers), temperature, key
+            made = generate(plan, params, *given, layer_state=layer_state, poison=self._poison)
             causal = jnp.bool_(True)
         else:
             self._say_why(plan.mixing)
@@ -152,7 +161,7 @@ class Generator:
                 found = evaluate(evaluation, params, (windows, None), None, layer_state).outputs
                 return found[-windows.shape[0] :]
 
-            made, causal = recompute(outputs, request, plan.vocabulary, prompts, temperature, key)
+            made, causal = recompute(outputs, request, plan.vocabulary, (prompts, numbers), temperature, key)
         both = jnp.concatenate([prompts, made], axis=-1)
         return both.reshape(-1, request.length)[: request.rows], causal
 
@@ -171,30 +180,3 @@ class Generator:
             "docs/howto/generation.md.",
             stacklevel=4,
         )
-
-
-def as_ids(prompts: Any) -> Any:
-    """The prompts as int32 [N, T], on the host unless they are being traced.
-
-    Raises:
-      DataError: they are something else.
-    """
-    rule = (
-        "Prompts are ids of tokens, integers [N, T], all of one length T of at least 1. Prompts of unlike lengths are "
-        "generated in calls of their own."
-    )
-    if not isinstance(prompts, Tracer):
-        try:
-            prompts = np.asarray(prompts)
-        except Exception as error:
-            raise DataError(f"prompts={show(prompts)} are no array ({error}). {rule}") from error
-    if prompts.ndim != 2 or not jnp.issubdtype(prompts.dtype, jnp.integer) or not prompts.size:
-        what = describe(prompts) if prompts.dtype.kind not in "OUS" else f"an array of {prompts.dtype}"
-        raise DataError(f"prompts are {what}. {rule}")
-    most = np.iinfo(np.int32).max
-    if isinstance(prompts, np.ndarray) and (int(prompts.min()) < 0 or int(prompts.max()) > most):
-        raise DataError(
-            f"prompts are {prompts.dtype}, from {prompts.min()} to {prompts.max()}. Ids of tokens are from 0 to {most}. "
-            "Look where they come from; there is no id for padding."
-        )
-    return prompts.astype(np.int32)

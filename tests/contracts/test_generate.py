@@ -1,6 +1,7 @@
 """`generate`: token by token what one device makes of whole sequences, for any cut, mesh, number of rows and rules."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +62,13 @@ def test_a_further_axis_and_tied_weights():
     np.testing.assert_array_equal(pipe.generate(params, ids, 5), wanted)
 
 
-def drawn(key, temperature, top_k):
-    """The rule of the documentation, written once more: one row after the other."""
+def drawn(key, temperature, top_k, rows=None):
+    """The rule of the documentation, written once more: one row after the other; `rows`: their numbers, from 0 if None."""
 
     def choose(logits, number):
         tokens = []
-        for row, own in enumerate(np.asarray(logits) / np.float32(temperature)):
+        for index, own in enumerate(np.asarray(logits) / np.float32(temperature)):
+            row = index if rows is None else rows[index]
             order = np.argsort(-own, kind="stable")[:top_k] if top_k else np.arange(len(own))
             noise = jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, row), number), (len(order),))
             tokens.append(order[np.argmax(own[order] + noise)])
@@ -85,6 +87,24 @@ def test_what_is_drawn_depends_on_key_row_and_number_alone(stages, data, top_k, 
     np.testing.assert_array_equal(tokens, wanted)
     if stop is not None:
         assert (wanted[:, 4:] == stop).any(axis=1).tolist().count(True) in range(1, 5), "some rows stop, and not all"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_prompts_of_unlike_lengths(cached):
+    """A row is what it is among others of its length: its noise is that of its number among all prompts of the call."""
+    layers = causal().entries if cached else [EMBED, mixer(mean_of_before), HEAD]
+    module = jaxpipe.PipelineModule(list(layers), partition_method="uniform")
+    pipe, params = pipeline(module, 2, 2)
+    ids, key = prompts(6), jax.random.key(8)
+    given = [list(row[: 4 if number % 3 else 2]) for number, row in enumerate(ids)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default" if cached else "ignore")
+        found = pipe.generate(params, given, 3, temperature=2.5, top_k=4, stop=9, key=key)
+    assert [len(row) for row in found] == [5, 7, 7, 5, 7, 7]
+    for length, numbers in ((2, [0, 3]), (4, [1, 2, 4, 5])):
+        choose = drawn(key, 2.5, 4, numbers)
+        wanted = by_hand(module, pipe.to_layers(params), ids[numbers, :length], 3, choose, 9)
+        np.testing.assert_array_equal(np.stack([found[number] for number in numbers]), wanted)
 
 
 def test_the_second_call_compiles_nothing_and_another_key_draws_others(no_compiles):
@@ -120,9 +140,8 @@ def test_caches_are_updated_in_place():
     pipe.states.see(prompts(6)[None])
     request = Request(6, 4, 5, Sampling())
     grouped = prompts(6).reshape(2, 3, 4).astype(np.int32)
-    program = pipe.generator._jitted.lower(
-        params, grouped, np.float32(1), jax.random.key(0), pipe.states.brought(None), request=request
-    )
+    given = grouped, np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(1), jax.random.key(0)
+    program = pipe.generator._jitted.lower(params, *given, pipe.states.brought(None), request=request)
     text = program.compile().as_text()
     buffer = rf"f32\[(?:2,2|4),3,9,{WIDTH}\]"
     assert re.search(rf"= {buffer}\S* dynamic-update-slice\(", text), "the buffer of a leaf of two layers is not found"
@@ -283,10 +302,11 @@ def small():
 @pytest.mark.parametrize(
     ("ids", "options", "error", "message"),
     [
-        (np.ones((2, 4)), {}, DataError, r"float32\[2,4\]. Prompts are ids of tokens, integers \[N, T\]"),
+        (np.ones((2, 4)), {}, DataError, r"float32\[2,4\]. Prompts are ids of tokens: integers \[N, T\]"),
         (np.ones(4, int), {}, DataError, r"int32\[4\]. Prompts"),
         (np.ones((0, 4), int), {}, DataError, "Prompts"),
-        ([[1, 2], [3]], {}, DataError, "Prompts of unlike lengths"),
+        ([[1, 2], []], {}, DataError, "Prompts are ids"),
+        ({"source": prompts(2), "target": prompts(2)}, {}, DataError, "a dict.*evaluated once per token"),
         (["a"], {}, DataError, "Prompts are ids"),
         (
             np.full((2, 4), 2**40),
