@@ -161,3 +161,42 @@ def test_what_is_not_done_is_refused(what):
     """If this fails, something was finished: take it off the list in docs/status.md, and off this one."""
     with pytest.raises(errors.JaxpipeError):
         NOT_DONE[what]()
+
+
+# ---------------------------------------------------------------------------------------------------------- the reference
+
+
+PUBLIC = {
+    "jaxpipe": set(jaxpipe.__all__) - {"errors", "metrics", "parallel", "reference", "schedules"},
+    "jaxpipe.schedules": set(schedules.__all__),
+    "jaxpipe.errors": set(errors.__all__),
+    "jaxpipe.parallel": set(jaxpipe.parallel.__all__),
+    "jaxpipe.metrics": {"Metric", "Mean", "WeightedMean", "Sum", "Max", "Min", "Concat"},
+    "jaxpipe.reference": {"value_and_grad"},
+}
+
+
+def in_the_reference():
+    """Public names by module, as the directives of mkdocstrings on the pages name them."""
+    found = {module: set() for module in PUBLIC}
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for path, members in re.findall(r"^::: ([\w.]+)$(?:\n    options:\n      members: \[([\w, ]+)\])?", text, re.M):
+            if path in PUBLIC:
+                found[path] |= set(members.split(", ")) - {""}
+            else:
+                module, _, name = path.rpartition(".")
+                found[module].add(name)
+    return found
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_reference_has_every_public_name_and_no_other(module):
+    """Where a name leads nowhere, `make docs` fails."""
+    assert in_the_reference()[module] == PUBLIC[module]
+
+
+def test_public_names_are_explained_somewhere_else_as_well():
+    pages = [page for page in PAGES if page.parent.name != "reference"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    assert not [name for name in jaxpipe.__all__ if not re.search(rf"\bjaxpipe\.{name}\b", text)]

@@ -172,11 +172,9 @@ class EvalPlan:
     def _shares(self, shapes: list[LayerShapes], tail: int) -> bool:
         """Whether all ranks share the work of the last `tail` layers and the loss."""
         options = self.options
-        # With several stages per rank what enters the tail does not come to the last rank in each tick.
-        one_each = len(self.stages) == self.layout.num_ranks
         possible = (
-            len(self.stages) > 1
-            and one_each
+            self.layout.num_ranks > 1
+            and self._comes_in_turns()
             and options.broadcast
             and not options.outputs
             and not self.tally.keeps_rows
@@ -185,6 +183,18 @@ class EvalPlan:
             return possible and bool(options.spread)
         return tail > 0 and self.num_micro_batches > 1 and self._sharing_pays(shapes, tail)
 
+    def _comes_in_turns(self) -> bool:
+        """Whether the rank of the last stage has run S more micro-batches up to the tail after each turn, S the ranks.
+
+        With one stage per rank, a turn has S ticks. Where stages go round the ranks v times, it has v S ticks, if no group
+        of micro-batches is larger than S (`schedules/forward_only.py`). Elsewhere they come as they come.
+        """
+        layout, ranks, count = self.layout, self.layout.num_ranks, self.num_micro_batches
+        if layout.num_stages == ranks:
+            return True
+        loop = tuple(stage % ranks for stage in range(layout.num_stages))
+        return layout.placement == loop and layout.num_stages % ranks == 0 and (count % ranks == 0 or count < ranks)
+
     def _sharing_pays(self, shapes: list[LayerShapes], tail: int) -> bool:
         """Whether sharing the last `tail` layers makes the slowest rank's work per micro-batch at least a tenth shorter.
 
@@ -192,7 +202,10 @@ class EvalPlan:
         transfers that come with it are not counted.
         """
         flops = self.layout.module.costs.forward(shapes)
-        cuts = list(zip(self.layout.boundaries[:-1], self.layout.boundaries[1:], strict=True))
+        layout, last = self.layout, self.layout.placement[-1]
         shared = sum(flops[-tail:])
-        alone = [sum(flops[start:stop]) for start, stop in cuts]
-        return max(*alone[:-1], alone[-1] - shared) + shared / len(cuts) < 0.9 * max(alone)
+        alone = [0] * layout.num_ranks
+        for stage, rank in enumerate(layout.placement):
+            alone[rank] += sum(flops[layout.boundaries[stage] : layout.boundaries[stage + 1]])
+        others = [work - shared * (rank == last) for rank, work in enumerate(alone)]
+        return max(others) + shared / layout.num_ranks < 0.9 * max(alone)

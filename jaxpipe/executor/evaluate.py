@@ -5,7 +5,7 @@ layers of a stage together, and every rank would wait for the last one. Their we
 only sums are wanted the last rank keeps what enters the tail for S ticks, deals the S micro-batches out, and all ranks run
 tail and loss of one micro-batch each, at the same time:
 
-    rank 0 | F3 F4 F5 F6 T0 F7 ...        S ticks, then one turn of T
+    rank 0 | F3 F4 F5 F6 T0 F7 ...        S ticks (v S where stages go round v times), then one turn of T
     rank 1 | F2 F3 F4 F5 T1 F6 ...
     rank 2 | F1 F2 F3 F4 T2 F5 ...
     rank 3 | F0 F1 F2 F3 T3 F4 ...        F of the last rank: without tail and loss
@@ -99,15 +99,15 @@ class _Evaluation:
 
     def run(self) -> Found:
         plan, mesh, options = self.plan, self.plan.mesh, self.plan.options
-        num_stages = len(plan.stages)
+        ranks, chunks = plan.layout.num_ranks, len(plan.stages) // plan.layout.num_ranks
         if self.real is not None:
             self.real = self.real[0]
         self.mail = Mail(plan.program, {Y: plan.codec.spec})
         pause, hand = None, None
         outputs = _blank(plan.outputs, plan.num_micro_batches) if options.outputs else None
         if plan.tail is not None:
-            hand = _blank(plan.tail.inputs, num_stages)
-            pause = loop.Pause(num_stages - 1, num_stages, self._tail)
+            hand = _blank(plan.tail.inputs, ranks)
+            pause = loop.Pause(ranks - 1, chunks * ranks, self._tail)
         carry = Carry(plan.tally.start(), plan.start(), outputs, hand)
         carry = loop.run(self.mail, self.device.rank, self._branch, plan.program_ids, carry, pause)
 
@@ -164,7 +164,7 @@ class _Evaluation:
                 return carry, {Y: codec.encode(y)}
             if self.plan.tail is None:
                 return self._finish(carry, y, m), {}
-            at = m % len(self.plan.stages)
+            at = m % self.plan.layout.num_ranks
             return replace(carry, hand=jax.tree.map(lambda kept, a: kept.at[at].set(a), carry.hand, y)), {}
 
         return Branch(forward, changes, (Y,) * (not stage.is_first), (Y,) * (not stage.is_last))
@@ -172,10 +172,9 @@ class _Evaluation:
     @jax.named_scope(scopes.TAIL)
     def _tail(self, turn: jax.Array, carry: Carry) -> Carry:
         """All ranks run tail and loss of one micro-batch each."""
-        tail, num_stages = self.plan.tail, len(self.plan.stages)
+        tail, last = self.plan.tail, jnp.int32(len(self.plan.stages) - 1)
         assert tail is not None
-        last = jnp.int32(num_stages - 1)
-        m = turn * num_stages + self.device.rank
+        m = turn * self.plan.layout.num_ranks + self.device.rank
         x = reduce.deal(carry.hand, self.plan.mesh)
 
         def once(found: tuple[Sums, Aux], x: Tree, m: jax.Array) -> tuple[Sums, Aux]:

@@ -9,6 +9,7 @@ import pytest
 import jaxpipe
 from jaxpipe import schedules
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError
+from jaxpipe.executor.options import Options
 from tests import stateful_models
 from tests.checkpoint.on_disk import arrays_of, assert_identical
 from tests.compare import assert_close
@@ -176,7 +177,19 @@ def test_memory_does_not_grow_with_micro_batches():
 # -------------------------------------------------------------------------------------------------------- evaluation
 
 
-def test_evaluations_of_chunks(no_compiles):
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_the_tail_of_chunks_is_shared_where_it_comes_in_turns(count):
+    """Forced, with three chunks on two ranks: M < S, M a multiple of S, and M that is none."""
+    pipe = jaxpipe.Pipeline(tied(), jaxpipe.make_mesh(pipe=2), 3, "interleaved", num_chunks=3)
+    params = pipe.init(0, make_batch(1)[0][0])
+    batch = make_batch(count, seed=8)
+    plan = pipe.evaluator.plan(batch, Options(spread=True))
+    assert (plan.tail is not None) == (count != 5)
+    alone, shared = (pipe.evaluate(params, batch, reduce_output=None, spread_loss=spread) for spread in (False, True))
+    assert_close(shared, alone, 1e-6, "losses")
+
+
+def test_evaluations_of_chunks():
     """M < S, ragged rows, metrics, the loss on its own rank, and a tail that cannot be shared."""
 
     def loss_fn(y, t):

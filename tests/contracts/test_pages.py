@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 
+import jaxpipe.schedules
 from jaxpipe import cli
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -79,6 +80,12 @@ def evaluation(out):
     assert re.findall(r"^logits (.*)$", out, re.M) == ["(4, 16, 8, 64)"] * 2
 
 
+def schedules(out):
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows] == ["interleaved", "interleaved_zero_bubble", "zbv"]
+    assert all(float(row[1]) > 24 and row[2] == "idle" and 0 < int(row[4]) < 30 for row in rows), out
+
+
 def checkpoints(out):
     assert re.search(r"^loaded \S+/run/global_step5 \{'epoch': 3\} goes on after 20 micro-batches$", out, re.M), out
     assert cli.main(["inspect", "run"]) == 0
@@ -95,6 +102,7 @@ CHECKS = {
         lengths,
         losses_and_metrics,
         parts_and_wholes,
+        schedules,
         two_streams,
     )
 }
@@ -135,6 +143,14 @@ def test_blocks_can_be_read(page, capsys):
                 if block["reason"] is None and "--output" not in command:
                     assert cli.main(shlex.split(command)) == 0
                     assert capsys.readouterr().out
+
+
+def test_pictures_of_schedules_are_what_str_gives():
+    text = (DOCS / "explanations" / "schedule_tables.md").read_text(encoding="utf-8")
+    found = re.findall(r"^<!-- schedules\.(\w+)\(([\d, ]+)\) -->\n```text\n(.*?)```", text, re.S | re.M)
+    for name, counts, picture in found:
+        assert picture.rstrip() == str(getattr(jaxpipe.schedules, name)(*map(int, counts.split(","))))
+    assert len(found) == text.count("```text") == len(jaxpipe.schedules.registry.ALL)
 
 
 @pytest.mark.parametrize("page", PAGES)
