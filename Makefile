@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-compilers lint check fix bench clean
+.PHONY: help demo test test-fast test-compilers lint check fix docs bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -48,11 +48,23 @@ fix: $(VENV)/stamp-check  ## repair format and lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv-docs/stamp  ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict $(ARGS)
+	@echo "Open site/index.html, or run .venv-docs/bin/mkdocs serve"
+
+# What builds the site, without jaxpipe and jax: the reference is read off the sources.
+.venv-docs/stamp: pyproject.toml
+	@echo "Creating .venv-docs with what builds the site."
+	@test -x .venv-docs/bin/pip || $(PYTHON) -m venv --clear .venv-docs
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' \
+		| .venv-docs/bin/python -m pip install -qq --disable-pip-version-check --requirement /dev/stdin
+	@touch $@
+
 bench: $(VENV)/stamp-demo  ## run the benchmarks
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:  ## remove .venv, results and caches
-	rm -rf $(VENV) .venv-tpu .venv-cuda demo_out bench_out build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-cuda .venv-docs demo_out bench_out site build dist .pytest_cache .ruff_cache .hypothesis
 	find jaxpipe tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # One stamp per set of extras, so that `make demo` does not wait for a type checker.

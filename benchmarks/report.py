@@ -1,4 +1,4 @@
-"""Turns the measurements of one run into Markdown: the full report, and the few lines that README.md quotes."""
+"""Turns the measurements of one run into Markdown: the full report, and the few lines that the documentation quotes."""
 
 import json
 import statistics
@@ -8,7 +8,7 @@ from typing import Any
 
 Report = dict[str, Any]
 
-MARKS = ("<!-- figures: begin, written by benchmarks/run.py --readme -->", "<!-- figures: end -->")
+MARKS = ("<!-- figures: begin, written by benchmarks/run.py --quote -->", "<!-- figures: end -->")
 
 
 def markdown(report: Report) -> str:
@@ -124,11 +124,11 @@ def _megabytes(size: int) -> str:
     return f"{size / 1e6:.1f}"
 
 
-# ------------------------------------------------------------------------------------------------------------ README
+# ------------------------------------------------------------------------------------------------------------ the site
 
 
 def figures(source: Path) -> str:
-    """What README.md quotes of one run; nothing is typed by hand there."""
+    """What docs/explanations/when_not.md quotes of one run; nothing is typed by hand there."""
     report: Report = json.loads(source.read_text(encoding="utf-8"))
     if report["quick"]:
         raise SystemExit(f"{source} is a quick run, which measures nothing. Quote one made without --quick.")
@@ -139,13 +139,13 @@ def figures(source: Path) -> str:
         f"{_memory_table(report)}\n\n"
         f"Times are compared with a plain jitted loop on one device; memory is the temporary memory of one device. "
         f"Measured on {devices}, {report['cores']} cores, {report['date']}, jax {report['jax']}: "
-        f"[the whole report](benchmarks/results/{source.stem}.md), [how to read it](benchmarks/README.md)."
+        f"[the whole report](../../benchmarks/results/{source.stem}.md), [how to read it](../../benchmarks/README.md)."
     )
 
 
-def write_readme(readme: Path, source: Path) -> None:
-    """Puts the figures of `source` between the marks in `readme`."""
-    text = readme.read_text(encoding="utf-8")
+def quote(page: Path, source: Path) -> None:
+    """Puts the figures of `source` between the marks in `page`."""
+    text = page.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    readme.write_text(f"{before}{MARKS[0]}\n{figures(source)}\n{MARKS[1]}{after}", encoding="utf-8")
+    page.write_text(f"{before}{MARKS[0]}\n{figures(source)}\n{MARKS[1]}{after}", encoding="utf-8")

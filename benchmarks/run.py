@@ -31,12 +31,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of timing (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rounds: does it run? Prints only")
     parser.add_argument("--output", type=Path, help="folder of the results (default: results/ beside this script)")
-    parser.add_argument("--readme", type=Path, metavar="JSON", help="run nothing; quote this result in README.md")
+    parser.add_argument(
+        "--quote", type=Path, metavar="JSON", help="run nothing; quote this result in the documentation"
+    )
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds {arguments.rounds}: at least one round is needed.")
-    if arguments.readme is not None:
-        report.write_readme(HERE.parent / "README.md", arguments.readme)
+    if arguments.quote is not None:
+        report.quote(HERE.parent / "docs" / "explanations" / "when_not.md", arguments.quote)
         return
     jax.config.update("jax_num_cpu_devices", 4)  # means something only on a machine without accelerators
     measured = Benchmark(arguments.quick, 2 if arguments.quick else arguments.rounds).run()

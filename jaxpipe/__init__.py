@@ -25,6 +25,7 @@ from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.specs import Layer, LayerSpec, TiedLayerSpec
 from jaxpipe.monitor.progress import Progress
 from jaxpipe.pipeline import Pipeline
+from jaxpipe.planner.plan import plan
 from jaxpipe.processes.group import fetch
 from jaxpipe.processes.rows import local_rows
 from jaxpipe.processes.start import start
@@ -58,6 +59,7 @@ __all__ = [
     "metrics",
     "pad_micro_batches",
     "parallel",
+    "plan",
     "reference",
     "save_weights",
     "schedules",

@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxpipe plot | simulate | inspect | compile | launch`.
+"""The command line: `python -m jaxpipe plot | simulate | inspect | compile | plan | launch`.
 
 A subcommand is a function `_add_...` that declares its arguments and names the function that runs it. To add one, write it
 and list it in `_COMMANDS`. A mistake of the user, such as an unusable file or a number out of range, ends the program with
@@ -10,24 +10,24 @@ import argparse
 import dataclasses
 import io
 import os
-import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from jaxpipe.checkpoint import inspect
-from jaxpipe.checks import show
 from jaxpipe.columns import columns
 from jaxpipe.errors import JaxpipeError, ScheduleError
+from jaxpipe.hardware.chips import CHIPS
 from jaxpipe.hardware.command import Command
+from jaxpipe.planner.command import PlanCommand
 from jaxpipe.processes.launch import Launch
-from jaxpipe.schedules.draw import draw, render
-from jaxpipe.schedules.registry import ALL, find
-from jaxpipe.schedules.simulate import SYNCS, Timeline, simulate
-from jaxpipe.schedules.table import Schedule, is_path
+from jaxpipe.schedules import command as schedules_command
+from jaxpipe.schedules.command import read_cost, read_costs
+from jaxpipe.schedules.registry import ALL
+from jaxpipe.schedules.render import render
+from jaxpipe.schedules.simulate import SYNCS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,16 +95,16 @@ def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     _add_schedule_arguments(parser)
     parser.add_argument("--sync", choices=SYNCS, default="none", help="what a rank waits for (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write an .svg, .png or .json (Chrome trace) file instead")
+    parser.add_argument("--trace", metavar="FILE", help="write a Chrome trace (.json, for ui.perfetto.dev) as well")
     parser.set_defaults(run=_plot)
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    timeline = simulate(_schedule(arguments), **_costs(arguments), sync=arguments.sync)
-    if arguments.output is not None:
-        draw(timeline, arguments.output, name=arguments.schedule)
-        return
-    color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(render(timeline, name=arguments.schedule, width=shutil.get_terminal_size((120, 24)).columns, color=color))
+    timeline = _of_schedule(arguments).plot(arguments.sync, arguments.output, arguments.trace)
+    if timeline is not None:
+        color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        width = shutil.get_terminal_size((120, 24)).columns
+        print(render(timeline, name=arguments.schedule, width=width, color=color))
 
 
 def _add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -114,20 +114,7 @@ def _add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    timelines = [simulate(_schedule(arguments), **_costs(arguments), sync=sync) for sync in SYNCS]
-    print(f"{arguments.schedule}: {timelines[0].schedule!r}")
-    print(_table(timelines))
-
-
-def _table(timelines: Sequence[Timeline]) -> str:
-    peaks = " ".join(f"{float(peak):g}" for peak in timelines[0].peak_live)
-    lines = [
-        ["sync".ljust(10), *(timeline.sync for timeline in timelines)],
-        ["makespan", *(f"{float(timeline.makespan):g}" for timeline in timelines)],
-        ["bubble", *(f"{float(timeline.bubble):g}" for timeline in timelines)],
-        ["bubble %", *(f"{100 * timeline.bubble_fraction:.1f}" for timeline in timelines)],
-    ]
-    return "\n".join([*columns(lines, left={0}), f"peak live   {peaks}  (micro-batches, rank 0 first)"])
+    print(_of_schedule(arguments).report())
 
 
 def _add_inspect(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -168,6 +155,28 @@ def _compile(arguments: argparse.Namespace) -> None:
     print(Command(**fields).run())
 
 
+def _add_plan(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help="find the mesh, schedule and settings that train a model fastest",
+        description="Searches meshes, schedules and settings for the fastest step, from shapes alone.",
+    )
+    parser.add_argument(
+        "function", metavar="MODULE:FUNCTION", help="function() returns (module, optimizer, example, config)"
+    )
+    parser.add_argument("--chips", type=int, required=True, metavar="N", help="how many chips there are")
+    parser.add_argument("--global-batch", type=int, required=True, metavar="B", help="rows of a step")
+    parser.add_argument("--chip", default="v5p", metavar="NAME", help=f"{', '.join(CHIPS)} (default: %(default)s)")
+    parser.add_argument("--memory", metavar="BYTES", help="what of a chip's memory may be used, as 80GB (default: all)")
+    parser.add_argument("--measure", choices=("time", "tpu"), help="time layers here, or ask the TPU compiler")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(PlanCommand)}
+    print(PlanCommand(**fields).run())
+
+
 def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
         "launch",
@@ -201,44 +210,53 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("schedule", metavar="NAME", help=f"{', '.join(ALL)}, or the path of a .csv file")
-    parser.add_argument("--stages", type=int, metavar="S", help="number of stages; a .csv file has its own")
+    parser.add_argument("--stages", type=int, metavar="S", help="number of all stages; a .csv file has its own")
     parser.add_argument(
         "--micro-batches", type=int, metavar="M", help="number of micro-batches; a .csv file has its own"
     )
+    parser.add_argument(
+        "--chunks", type=int, default=1, metavar="V", help="stages per rank, for schedules that have several"
+    )
     for name in ("forward", "backward-input", "backward-weight"):
-        parser.add_argument(f"--{name}", type=_cost, default=1, metavar="T", help="time per micro-batch and rank")
-    parser.add_argument("--comm", type=_cost, default=0, metavar="T", help="time of a transfer between two ranks")
-
-
-def _schedule(arguments: argparse.Namespace) -> Schedule:
-    stages, micro_batches = arguments.stages, arguments.micro_batches
-    if is_path(arguments.schedule):
-        table = Schedule.from_csv(Path(arguments.schedule))
-        stages = table.num_stages if stages is None else stages
-        micro_batches = table.num_micro_batches if micro_batches is None else micro_batches
-        return find(table, stages, micro_batches)
-    if stages is None or micro_batches is None:
-        raise ScheduleError(f"{arguments.schedule} needs --stages and --micro-batches; only a .csv file has its own.")
-    if stages > 0 and micro_batches > 0 and stages * micro_batches > _MOST:
-        raise ScheduleError(
-            f"--stages {show(stages)} --micro-batches {show(micro_batches)}: the product may be at most {_MOST:,}, or the "
-            "table takes too long. Use smaller ones: the picture is the same."
+        parser.add_argument(
+            f"--{name}",
+            type=_argument(read_costs),
+            default="1",
+            metavar="T",
+            help="time per micro-batch and rank, or T,T,... with one for each stage",
         )
-    return find(arguments.schedule, stages, micro_batches)
+    parser.add_argument(
+        "--comm", type=_argument(read_cost), default="0", metavar="T", help="time of a transfer between two ranks"
+    )
+    parser.add_argument(
+        "--memory",
+        type=_argument(read_costs),
+        metavar="N",
+        help="bytes that a micro-batch keeps in a stage, or N,N,...",
+    )
+    parser.add_argument(
+        "--pending", type=_argument(read_costs), metavar="N", help="bytes that wait from I to W in a stage, or N,N,..."
+    )
 
 
-def _costs(arguments: argparse.Namespace) -> dict[str, Fraction]:
-    return {name: getattr(arguments, name) for name in ("forward", "backward_input", "backward_weight", "comm")}
+def _of_schedule(arguments: argparse.Namespace) -> schedules_command.Command:
+    names = [field.name for field in dataclasses.fields(schedules_command.Command)]
+    return schedules_command.Command(**{name: getattr(arguments, name) for name in names})
 
 
-def _cost(text: str) -> Fraction:
-    """Reads a cost as an exact number: `1.1` and `11/10` are the same. With floats, 31.900000000000002 would be printed."""
-    try:
-        # Not `1e9999999`: it would be exact too, but takes minutes to make. `simulate` refuses other numbers out of range.
-        return Fraction("inf" if len(text) > 100 or re.search(r"e[+-]?\d{4}", text, re.IGNORECASE) else text)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{show(text)} is not a number in range; write 2, 1.1 or 11/10") from None
+_Read = TypeVar("_Read")
 
 
-_MOST = 1_000_000  # stages x micro-batches
-_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_compile, _add_launch)
+def _argument(read: Callable[[str], _Read]) -> Callable[[str], _Read]:
+    """Makes what is wrong with an argument a message of `argparse`, which names the argument."""
+
+    def reads(text: str) -> _Read:
+        try:
+            return read(text)
+        except ScheduleError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return reads
+
+
+_COMMANDS = (_add_plot, _add_simulate, _add_inspect, _add_compile, _add_plan, _add_launch)

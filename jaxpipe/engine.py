@@ -210,9 +210,11 @@ class Engine:
         top_k: int | None = None,
         stop: int | None = None,
         key: jax.Array | int | None = None,
-    ) -> jax.Array:
+    ) -> Any:
         """Continues prompts [N, T] with the present weights: int32 [N, T + max_new_tokens]; see `Pipeline.generate`."""
-        return self.pipe.generate(self.state.params, prompts, max_new_tokens, temperature, top_k, stop, key)
+        held = self.state
+        rules = max_new_tokens, temperature, top_k, stop, key
+        return self.pipe.generate(held.params, prompts, *rules, layer_state=held.layer_state)
 
     def preempted(self) -> bool:
         """Whether the program was asked to end, by SIGTERM; to be called once per step, by every process.
@@ -336,7 +338,8 @@ class Engine:
         With several processes all of them call it, with the same arguments; they load the same checkpoint, or all raise.
 
         Args:
-          directory, tag: of `save_checkpoint`; tag None is the latest one.
+          directory: that of `save_checkpoint`.
+          tag: that of `save_checkpoint`; None is the latest one.
           load_module_strict: False loads what fits the model by name, keeps the present value of what is missing, and
             warns. Shapes and dtypes have to agree all the same.
           load_optimizer_states: False keeps the present optimizer state.

@@ -103,6 +103,7 @@ def prepared(
         loss_scale=settings.loss_scale,
         zero_stage=settings.zero_stage,
         trainable=trainable,
+        num_chunks=settings.num_chunks,
     )
     root = as_key(key)
     return pipe, _layerwise(transformation, pipe, pipe.check(example)), settings, root

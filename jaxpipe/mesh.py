@@ -27,7 +27,7 @@ def make_mesh(
     """Makes the mesh that a pipeline runs on.
 
     Args:
-      pipe: the number of ranks of the pipeline. One rank holds one stage.
+      pipe: the number of ranks of the pipeline. A rank holds one stage, or several with some schedules.
       data: the number of data ranks. The rows of each micro-batch are split over them.
       devices: the devices to use, in the order of the mesh; by default so many of `jax.devices()`, the first ones of each
         process.

@@ -65,7 +65,8 @@ def shard_map(
 
     Args:
       function: takes arrays or trees of arrays, by position.
-      in_specs, out_specs: as for `jax.shard_map`: they name axes of `axis_names` only. Close over nothing that is cut.
+      in_specs: as for `jax.shard_map`: they name axes of `axis_names` only. Close over nothing that is cut.
+      out_specs: the same for results.
       axis_names: one or several further axes of the mesh.
       check_vma: as for `jax.shard_map`: has JAX check that a result which `out_specs` does not cut is the same on all
         devices, and spares collectives in the backward pass. Pass False for functions that do not say what varies, such

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxpipe import schedules
 from jaxpipe.checks import count, show
 from jaxpipe.data.check import check_batch, check_example, check_layer_params
 from jaxpipe.data.leaves import check_rows, check_types, named
@@ -18,7 +17,8 @@ from jaxpipe.data.place import on_all
 from jaxpipe.data.shapes_seen import ShapesSeen
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator, with_places
-from jaxpipe.evaluation.generator import Generator, as_ids
+from jaxpipe.evaluation.generator import Generator
+from jaxpipe.evaluation.prompts import Prompts
 from jaxpipe.executor.options import Options
 from jaxpipe.executor.order import check_order
 from jaxpipe.executor.permutes import Checked
@@ -47,6 +47,7 @@ from jaxpipe.model.trainable import Trainable, TrainableOption
 from jaxpipe.optimizer.transformation import LayerwiseTransformation
 from jaxpipe.processes.group import Group
 from jaxpipe.schedules import Schedule
+from jaxpipe.schedules.on_ranks import get_on_ranks
 from jaxpipe.training.loss_scale import LossScale, as_loss_scale, first_scale
 from jaxpipe.types import Batch, Key, Params, Tree
 
@@ -63,13 +64,14 @@ class Pipeline:
         interval k that of every k-th layer; "none" saves all that is needed; "dots" the input and the products of
         activations and weights (those without batch dims), and recomputes the rest; or a `jax.checkpoint` policy, per
         layer.
-      compute_dtype, float32_params: what a step and an evaluation compute in; see `Config`. Params, gradients and outputs
-        are float32 all the same.
+      compute_dtype: what a step and an evaluation compute in; see `Config`. Params, gradients, outputs are float32.
+      float32_params: as in `Config`.
       loss_scale: as in `Config`. A dynamic one keeps its `initial` scale here, because nothing is remembered between calls.
       trainable: which params are trained, a regular expression or a function of a path; see `jaxpipe.initialize`. Gradients
         have None in the place of the others.
       zero_stage: 1 cuts params, gradients and the state of `optimizer` over the data ranks, too: each stores a part, and
         a step gathers them once. Where no dim divides, one is padded with zeros, which `to_layers` cuts off. 0 does not.
+      num_chunks: the number of stages of a rank, for schedules that deal out several; see `Config`.
     """
 
     def __init__(
@@ -85,17 +87,19 @@ class Pipeline:
         loss_scale: LossScale = None,
         zero_stage: int = 0,
         trainable: TrainableOption = None,
+        num_chunks: int = 1,
         poison: bool = False,
     ):
         if not isinstance(module, PipelineModule):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise LayerError(
                 f"module={show(module)}: expected a jaxpipe.PipelineModule. Write jaxpipe.PipelineModule(layers, loss_fn)."
             )
-        self.module, self.mesh, self.num_stages = module, mesh, pipe_size(mesh)
+        self.module, self.mesh = module, mesh
         module.axes.update(further_axes(mesh))
         self.num_micro_batches = count("num_micro_batches", num_micro_batches)
         self.remat, self.zero_stage = check_remat(remat), check_zero_stage(zero_stage)
-        self.schedule = schedules.get(schedule, self.num_stages, self.num_micro_batches)
+        self.schedule = get_on_ranks(schedule, pipe_size(mesh), self.num_micro_batches, num_chunks)
+        self.num_stages = self.schedule.num_stages
         self.program: Program = lower(self.schedule)
         self.precision, self.loss_scale = Precision.of(compute_dtype, float32_params), as_loss_scale(loss_scale)
         self.trainable = Trainable.of(trainable)
@@ -104,7 +108,7 @@ class Pipeline:
         self.example: Batch | None = None  # the shapes of one micro-batch, if `check` has seen one
         self._train = Checked(jax.jit(self._loss_grads_and_state), mesh)
         self.shapes_seen = ShapesSeen("training")
-        self.evaluator = Evaluator(lambda: self.layout, mesh)
+        self.evaluator = Evaluator(lambda: self.layout, mesh, self.schedule.placement)
         self.states = LayerStates(mesh, lambda: self.layout)
         self.generator = Generator(lambda: self.layout, mesh, self.evaluator, poison)
 
@@ -171,7 +175,7 @@ class Pipeline:
             default = "parameters" if shapes is None else "cost"
             frozen = Frozen.of_model(self.module, params, self.trainable).of
             boundaries = self.module.partition_from(self.num_stages, known, recomputing(self.remat), default, frozen)
-            settings = self.zero_stage, self.precision, self.trainable
+            settings = self.zero_stage, self.precision, self.trainable, self.schedule.placement
             self._layout = layout_on(self.mesh, self.module, boundaries, params, *settings)
         if shapes is not None:
             self.states.learn(shapes)
@@ -413,30 +417,34 @@ class Pipeline:
         top_k: int | None = None,
         stop: int | None = None,
         key: jax.Array | int | None = None,
-    ) -> jax.Array:
-        """Continues prompts, token after token, with caches on the ranks of their layers; see docs/generation.md.
+        *,
+        layer_state: Tree = None,
+    ) -> Any:
+        """Continues prompts, token after token, with caches on the ranks of their layers; see docs/howto/generation.md.
 
         Each token is that of one device, whatever the number of ranks and data ranks. A model with a layer that mixes
         positions and has no cache is run over the whole window for each token, and a warning says so once.
 
         Args:
-          prompts: ids of tokens, integers [N, T]; any N, and with several processes the same in all of them.
+          prompts: ids of tokens, integers [N, T] or N sequences of unlike lengths; in all processes the same.
           max_new_tokens: how many tokens are added to each row.
           temperature: 0 takes the most likely token each time; otherwise the logits are divided by it, and one is drawn.
           top_k: draw among so many of the most likely tokens; None: among all.
           stop: a row that has this token among the new ones is filled with it from there on; None: there is none.
           key: PRNG key, or an integer seed, of what is drawn; None is 0. A token depends on it, on the number of the row
             and on the number of the token.
+          layer_state: as for `value_and_grad`; it is not changed.
 
         Returns:
-          int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process.
+          int32 [N, T + max_new_tokens], prompts included, whole on every device and in every process; a list of the rows
+          if the lengths of the prompts differ.
 
         Raises:
-          DataError: the prompts are no integers [N, T]. ConfigError: another argument is out of range. LayerError: the last
-            layer does not return logits [B, T, V], a layer cannot take sequences of this length, or is not causal.
+          DataError: the prompts are no ids of tokens. ConfigError: another argument is out of range. LayerError: the
+            last layer returns no logits [B, T, V], or a layer cannot take sequences of this length, or is not causal.
         """
         check_params(self.layout, params)
-        ids = as_ids(prompts)
-        self.states.see(ids[None])
-        self.states.refuse("generate")
-        return self.generator.run(params, ids, max_new_tokens, temperature, top_k, stop, key)
+        given = Prompts.of(prompts)
+        self.states.see(given.parts[0].ids[None])
+        states = self.states.brought(layer_state)
+        return self.generator.run(params, given, max_new_tokens, temperature, top_k, stop, key, states)

@@ -84,10 +84,10 @@ def prompts(rows, length=4, seed=0):
     return np.random.default_rng(seed).integers(0, VOCAB, (rows, length))
 
 
-def by_hand(module, layers, ids, new, choose=None, stop=None, compute_dtype=None):
+def by_hand(module, layers, ids, new, choose=None, stop=None, compute_dtype=None, layer_state=None):
     """The whole sequences, each token from a run of the whole model on all tokens before it."""
     layers = jax.device_get(layers)
-    run = jax.jit(lambda ids: forward(module, layers, ids, compute_dtype=compute_dtype)[:, -1])
+    run = jax.jit(lambda ids: forward(module, layers, ids, layer_state=layer_state, compute_dtype=compute_dtype)[:, -1])
     ids, first = np.asarray(ids), np.shape(ids)[1]
     for number in range(new):
         logits = run(ids)

@@ -42,10 +42,36 @@ def test_a_file_brings_its_own_counts(capsys, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text(one_f_one_b(2, 3).to_csv())
     assert main(["plot", str(path), "--output", str(tmp_path / "out.json")]) == 0
-    assert len(json.loads((tmp_path / "out.json").read_text())["traceEvents"]) == 2 + 12
+    events = json.loads((tmp_path / "out.json").read_text())["traceEvents"]
+    assert sum(event["ph"] == "X" for event in events) == 12
     assert capsys.readouterr().out == ""
     assert main(["simulate", str(path), "--stages", "3"]) == 2
     assert "is a table of 2 stages and 3 micro-batches, but 3 stages" in capsys.readouterr().err
+
+
+def test_chunks_costs_of_stages_and_a_trace(capsys, tmp_path):
+    costs = ["--forward", "2,1,1,1", "--memory", "3e9", "--pending", "1e9"]
+    trace = ["--trace", str(tmp_path / "out.json")]
+    assert (
+        main(
+            [
+                "plot",
+                "interleaved_zero_bubble",
+                "--stages",
+                "4",
+                "--chunks",
+                "2",
+                "--micro-batches",
+                "4",
+                *costs,
+                *trace,
+            ]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert out.startswith("interleaved_zero_bubble: 2 ranks x 2 chunks, 4 micro-batches: makespan ") and "| 0F0" in out
+    assert (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +82,8 @@ def test_a_file_brings_its_own_counts(capsys, tmp_path):
         (["simulate", "gpipe", "--stages", "0", "--micro-batches", "1"], "num_stages=0"),
         (["plot", "gpipe", *COUNTS, "--output", "out.pdf"], "'out.pdf' must end in one of .svg, .png, .json"),
         (["simulate", "gpipe", *COUNTS, "--comm", "-1"], "comm=-1"),
+        (["simulate", "gpipe", *COUNTS, "--chunks", "2"], "num_chunks=2 with 'gpipe'"),
+        (["simulate", "gpipe", *COUNTS, "--memory", "1,2"], "memory has 2 entries, but the schedule has 4 stages"),
     ],
 )
 def test_errors_are_one_line_on_stderr(capsys, arguments, message):
@@ -152,6 +180,6 @@ def test_an_interrupt(monkeypatch, capsys):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "simulate", interrupt)
+    monkeypatch.setattr(cli, "render", interrupt)
     assert main(["plot", "1f1b", *COUNTS]) == 130
     assert capsys.readouterr() == ("", "")

@@ -155,7 +155,8 @@ def load_layer(directory: str | Path, tag: str | None, index: int) -> Params:
     """Reads the params of one layer, and nothing else of the checkpoint.
 
     Args:
-      directory, tag: as they were given to `Engine.save_checkpoint`; the tag None is the latest one.
+      directory: as it was given to `Engine.save_checkpoint`.
+      tag: the same; None is the latest one.
       index: global index of the layer.
 
     Returns:

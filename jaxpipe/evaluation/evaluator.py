@@ -9,7 +9,6 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxpipe import schedules
 from jaxpipe.data.place import on_all
 from jaxpipe.data.shapes_seen import ShapesSeen
 from jaxpipe.evaluation import ragged
@@ -23,6 +22,7 @@ from jaxpipe.lowering.program import Program
 from jaxpipe.mesh import data_size, pipe_size, rank_mesh
 from jaxpipe.model.shapes import avals
 from jaxpipe.processes.group import Group, settled
+from jaxpipe.schedules.placed_forward_only import placed_forward_only
 from jaxpipe.types import Batch, Params, Tree
 
 P = PartitionSpec
@@ -34,22 +34,24 @@ class Evaluator:
     Args:
       layout: where the weights live, asked for when it is needed.
       mesh: the devices.
+      placement: the rank of each stage.
 
     Attributes:
-      holds_outputs: whether this process has devices of the last rank. If not, outputs are arrays without shards here, and
-        what is not broadcast is None.
+      holds_outputs: whether this process has devices of the rank with the last stage. If not, outputs are arrays without
+        shards here, and what is not broadcast is None.
     """
 
-    def __init__(self, layout: Callable[[], Layout], mesh: Mesh):
+    def __init__(self, layout: Callable[[], Layout], mesh: Mesh, placement: Sequence[int] | None = None):
         self._layout, self.mesh = layout, mesh
-        self._last = rank_mesh(mesh, pipe_size(mesh) - 1)
+        self._placement = tuple(range(pipe_size(mesh)) if placement is None else placement)
+        self._last = rank_mesh(mesh, self._placement[-1])
         self.holds_outputs = jax.process_index() in {device.process_index for device in self._last.devices.flat}
         self._jitted = Checked(jax.jit(self._traceable, static_argnames="options"), mesh)
         self._shapes = ShapesSeen("evaluation")
 
     def plan(self, batch: Batch, options: Options) -> EvalPlan:
         """What an evaluation of such a batch will do, from shapes alone."""
-        program = _forward_program(pipe_size(self.mesh), jax.tree.leaves(batch[0])[0].shape[0])
+        program = _forward_program(self._placement, jax.tree.leaves(batch[0])[0].shape[0])
         return EvalPlan(self._layout(), self.mesh, program, batch, options)
 
     def _traceable(
@@ -102,12 +104,12 @@ class Evaluator:
         return Found(loss, metrics, self._last_rank(found.outputs, count), rows)
 
     def _last_rank(self, tree: Tree, length: int) -> Tree:
-        """The part of leaves [S * length, ...] that the last rank holds: taken where it lies, nothing moves."""
-        mine = set(self._last.devices.flat)
+        """The part of leaves [S * length, ...] that the rank of the last stage holds: taken where it lies."""
+        mine, rank = set(self._last.devices.flat), self._placement[-1]
 
         def one(leaf: jax.Array) -> jax.Array:
             if isinstance(leaf, Tracer):
-                return leaf[-length:]
+                return leaf[rank * length : (rank + 1) * length]
             assert isinstance(leaf.sharding, NamedSharding)
             sharding = NamedSharding(self._last, P(None, *leaf.sharding.spec[1:]))
             parts = [shard.data for shard in leaf.addressable_shards if shard.device in mine]
@@ -118,8 +120,8 @@ class Evaluator:
 
 
 @functools.lru_cache(maxsize=128)
-def _forward_program(num_stages: int, num_micro_batches: int) -> Program:
-    return lower(schedules.forward_only(num_stages, num_micro_batches))
+def _forward_program(placement: tuple[int, ...], num_micro_batches: int) -> Program:
+    return lower(placed_forward_only(placement, num_micro_batches))
 
 
 def with_places(tree: Tree, shardings: Tree) -> Tree:

@@ -14,6 +14,7 @@ from jaxpipe.checks import as_integer, as_number, count, show
 from jaxpipe.data.place import on_all
 from jaxpipe.errors import ConfigError, DataError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator
+from jaxpipe.evaluation.prompts import Alike, Prompts
 from jaxpipe.executor.evaluate import evaluate
 from jaxpipe.executor.generate import generate
 from jaxpipe.executor.generate_plan import GeneratePlan, Request
@@ -24,8 +25,7 @@ from jaxpipe.executor.whole_window import recompute
 from jaxpipe.layout.layout import Layout
 from jaxpipe.mesh import data_size, pipe_size
 from jaxpipe.model.keys import anywhere, as_key
-from jaxpipe.model.shapes import describe
-from jaxpipe.types import Key, Params
+from jaxpipe.types import Key, Params, Tree
 
 P = PartitionSpec
 Mixing = tuple[int, str]  # a layer that mixes positions, and how
@@ -49,19 +49,33 @@ class Generator:
         self._jitted = Checked(
             jax.jit(self._traceable, static_argnames="request", out_shardings=(everywhere, everywhere)), mesh
         )
-        self._mixing: dict[Request, Mixing | None] = {}  # what the trace of a request has found
+        # What the trace of a request has found.
+        self._mixing: dict[Request, Mixing | None] = {}
+        self._vocabularies: dict[Request, int] = {}
 
     def run(
         self,
         params: Params,
-        prompts: Any,
+        prompts: Prompts,
         max_new_tokens: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         stop: int | None = None,
         key: Any = None,
-    ) -> jax.Array:
-        """Continues prompts, int32 [N, T] as `as_ids` gives; see `Pipeline.generate`."""
+        layer_state: Tree = None,
+    ) -> Any:
+        """Continues prompts; see `Pipeline.generate`.
+
+        Args:
+          layer_state: the state of the layers on the mesh.
+        """
+        layout = self._layout()
+        if layout.placement != tuple(range(layout.num_ranks)):
+            raise ConfigError(
+                f"generate needs stage s on rank s, but the schedule of this pipeline places its stages on the ranks "
+                f"{layout.placement}. Generate with another one on the same mesh, with the weights of this one: "
+                "pipe = jaxpipe.Pipeline(module, mesh); pipe.generate(pipe.from_layers(engine.to_layers()), prompts)."
+            )
         heat = as_number(temperature)
         if heat is None or heat < 0:
             raise ConfigError(
@@ -77,11 +91,20 @@ class Generator:
         if stop is not None and as_integer(stop) is None:
             raise ConfigError(f"stop={show(stop)} must be one token, an integer, or None.")
         sampling = Sampling(not heat, top_k, None if stop is None else as_integer(stop))
-        rows, length = prompts.shape
-        request = Request(rows, length, count("max_new_tokens", max_new_tokens), sampling)
-        key = anywhere(as_key(0 if key is None else key), self.mesh)
-        grouped = on_all(self._grouped(prompts), self.mesh)
-        tokens, causal = self._jitted(params, grouped, np.float32(heat or 1.0), key, request=request)
+        new = count("max_new_tokens", max_new_tokens)
+        inputs = np.float32(heat or 1.0), anywhere(as_key(0 if key is None else key), self.mesh), layer_state
+        asked = []
+        for part in prompts.parts:
+            rows, length = part.ids.shape
+            asked.append((part, Request(rows, length, new, sampling)))
+        for part, request in asked:
+            self._check_ids(part.ids, request)
+        return prompts.joined([self._run(params, part, request, inputs) for part, request in asked])
+
+    def _run(self, params: Params, part: Alike, request: Request, inputs: tuple[Any, Any, Tree]) -> jax.Array:
+        grouped = on_all((self._grouped(part.ids, 0), self._grouped(part.numbers, -1)), self.mesh)
+        tokens, causal = self._jitted(params, *grouped, *inputs, request=request)
+        self._check_ids(part.ids, request)
         mixing = self._mixing[request]
         if mixing is not None and not isinstance(causal, Tracer) and not bool(causal):
             raise LayerError(
@@ -91,35 +114,54 @@ class Generator:
             )
         return tokens
 
+    def _check_ids(self, prompts: Any, request: Request) -> None:
+        """Raises DataError where an id is none that the model can give, as soon as it is known which these are."""
+        vocabulary = self._vocabularies.get(request)
+        if vocabulary is None or isinstance(prompts, Tracer) or int(prompts.max()) < vocabulary:
+            return
+        raise DataError(
+            f"prompts have the id {int(prompts.max())}, but the model knows {vocabulary} tokens, 0 to {vocabulary - 1}: "
+            "its logits say so. Look whether the tokenizer is that of the model."
+        )
+
     def _rows(self, request: Request) -> int:
         """Rows of a group on one data rank."""
         return -(-request.rows // (pipe_size(self.mesh) * data_size(self.mesh)))
 
-    def _grouped(self, prompts: Any) -> Any:
-        """[N, T] -> [groups, B, T], filled up with zeros."""
+    def _grouped(self, rows: Any, fill: int) -> Any:
+        """[N, ...] -> [groups, B, ...], filled up with `fill`."""
         groups, data = pipe_size(self.mesh), data_size(self.mesh)
-        rows = -(-prompts.shape[0] // (groups * data)) * data
-        pad = ((0, groups * rows - prompts.shape[0]), (0, 0))
-        numpy: Any = jnp if isinstance(prompts, Tracer) else np
-        return numpy.pad(prompts, pad).reshape(groups, rows, prompts.shape[1])
+        size = -(-rows.shape[0] // (groups * data)) * data
+        pad = ((0, groups * size - rows.shape[0]), *[(0, 0)] * (rows.ndim - 1))
+        numpy: Any = jnp if isinstance(rows, Tracer) else np
+        return numpy.pad(rows, pad, constant_values=fill).reshape(groups, size, *rows.shape[1:])
 
     def _traceable(
-        self, params: Params, prompts: jax.Array, temperature: jax.Array, key: Key, request: Request
+        self,
+        params: Params,
+        prompts: jax.Array,
+        numbers: jax.Array,
+        temperature: jax.Array,
+        key: Key,
+        layer_state: Tree,
+        request: Request,
     ) -> tuple[jax.Array, jax.Array]:
         plan = GeneratePlan(self._layout(), self.mesh, request, self._rows(request))
         self._mixing[request] = plan.mixing
+        self._vocabularies[request] = plan.vocabulary
         if plan.mixing is None:
-            made = generate(plan, params, prompts, temperature, key, poison=self._poison)
+            given = (prompts, numbers), temperature, key
+            made = generate(plan, params, *given, layer_state=layer_state, poison=self._poison)
             causal = jnp.bool_(True)
         else:
             self._say_why(plan.mixing)
 
             def outputs(windows: jax.Array) -> jax.Array:
                 evaluation = self._evaluator.plan((windows, None), _LOGITS)
-                found = evaluate(evaluation, params, (windows, None), None).outputs
+                found = evaluate(evaluation, params, (windows, None), None, layer_state).outputs
                 return found[-windows.shape[0] :]
 
-            made, causal = recompute(outputs, request, plan.vocabulary, prompts, temperature, key)
+            made, causal = recompute(outputs, request, plan.vocabulary, (prompts, numbers), temperature, key)
         both = jnp.concatenate([prompts, made], axis=-1)
         return both.reshape(-1, request.length)[: request.rows], causal
 
@@ -135,33 +177,6 @@ class Generator:
             f"generate runs the whole window again for each token, which is slow: {self._label(mixing)} has no cache, and "
             f"it is not known to treat every position by itself ({why}). Give it a cache (Layer(init_cache=), or a flax "
             "layer that decodes), or, if it only has to know where a position stands, the keyword `position`; see "
-            "docs/generation.md.",
+            "docs/howto/generation.md.",
             stacklevel=4,
         )
-
-
-def as_ids(prompts: Any) -> Any:
-    """The prompts as int32 [N, T], on the host unless they are being traced.
-
-    Raises:
-      DataError: they are something else.
-    """
-    rule = (
-        "Prompts are ids of tokens, integers [N, T], all of one length T of at least 1. Prompts of unlike lengths are "
-        "generated in calls of their own."
-    )
-    if not isinstance(prompts, Tracer):
-        try:
-            prompts = np.asarray(prompts)
-        except Exception as error:
-            raise DataError(f"prompts={show(prompts)} are no array ({error}). {rule}") from error
-    if prompts.ndim != 2 or not jnp.issubdtype(prompts.dtype, jnp.integer) or not prompts.size:
-        what = describe(prompts) if prompts.dtype.kind not in "OUS" else f"an array of {prompts.dtype}"
-        raise DataError(f"prompts are {what}. {rule}")
-    most = np.iinfo(np.int32).max
-    if isinstance(prompts, np.ndarray) and (int(prompts.min()) < -most - 1 or int(prompts.max()) > most):
-        raise DataError(
-            f"prompts are {prompts.dtype}, from {prompts.min()} to {prompts.max()}. Ids of tokens are taken as int32, so "
-            f"they are {most} at most. Look where they come from."
-        )
-    return prompts.astype(np.int32)

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpipe.errors import LossError
 from jaxpipe.executor import beside
 from jaxpipe.executor.batch import micro_batch_avals
+from jaxpipe.executor.begin import AT_ZERO, Begin, begins
 from jaxpipe.executor.options import Options
 from jaxpipe.executor.plan import distinct
 from jaxpipe.executor.residence import Repeat
@@ -34,8 +36,9 @@ from jaxpipe.types import Avals, Batch, Params, Tree
 
 @dataclass(frozen=True)
 class EvalStage:
-    """A stage in evaluation mode: `run(held, beside, x) -> (y, beside)`, captured. Nothing is kept.
+    """A stage in evaluation mode: `run(held, stage, beside, x) -> (y, beside)`, captured. Nothing is kept.
 
+    `stage` is the number of the stage, int32 [], because several may run one program.
     `beside` is what a rank carries; see `executor/beside.py`. No state comes back: an evaluation changes none.
     """
 
@@ -45,7 +48,7 @@ class EvalStage:
 
 @dataclass(frozen=True)
 class SharedTail:
-    """A tail that all ranks share: `run(held, beside, x) -> (y, beside)`, and the abstract values of x."""
+    """A tail that all ranks share: `run(held, stage, beside, x) -> (y, beside)`, and the abstract values of x."""
 
     inputs: Avals
     run: Captured
@@ -132,18 +135,21 @@ class EvalPlan:
         self.tail: SharedTail | None = None
 
         def captured() -> tuple[()]:
-            self.programs, self.program_ids = distinct(
-                self.stages, lambda stage: EvalStage(stage, self._capture(stage.parts, stage.inputs))
-            )
+            begin = begins(self.stages)
+
+            def one(stage: Stage) -> EvalStage:
+                return EvalStage(stage, self._capture(stage.parts, stage.inputs, begin[stage.program_key()]))
+
+            self.programs, self.program_ids = distinct(self.stages, one)
             self.tail = SharedTail(inner, self._capture(tail, inner)) if shared else None
             return ()
 
         with_axes(mesh, captured)()
 
-    def _capture(self, parts: Sequence[Part], inputs: Avals) -> Captured:
-        def run(held: Params, carried: Aux, x: Tree) -> tuple[Tree, Aux]:
+    def _capture(self, parts: Sequence[Part], inputs: Avals, begin: Begin = AT_ZERO) -> Captured:
+        def run(held: Params, stage: jax.Array, carried: Aux, x: Tree) -> tuple[Tree, Aux]:
             sums = carried._replace(state={})
-            for part in parts:
+            for part in begin.placed(parts, stage):
                 one = replace(part, count=1)
 
                 def step(carry: tuple[Tree, Aux], repeat: Repeat, one: Part = one) -> tuple[Tree, Aux]:
@@ -156,9 +162,8 @@ class EvalPlan:
                 x, sums = repeated(step, (x, sums), part.count)
             return x, sums
 
-        return capture(
-            run, self.weights.avals(), jax.eval_shape(self.start)._replace(state=self.states.avals()), inputs
-        )
+        carried = jax.eval_shape(self.start)._replace(state=self.states.avals())
+        return capture(run, self.weights.avals(), jax.ShapeDtypeStruct((), jnp.int32), carried, inputs)
 
     def start(self) -> Aux:
         """What a rank carries beside before its first tick, but for the state of layers, which it does not carry."""
@@ -167,10 +172,28 @@ class EvalPlan:
     def _shares(self, shapes: list[LayerShapes], tail: int) -> bool:
         """Whether all ranks share the work of the last `tail` layers and the loss."""
         options = self.options
-        possible = len(self.stages) > 1 and options.broadcast and not options.outputs and not self.tally.keeps_rows
+        possible = (
+            self.layout.num_ranks > 1
+            and self._comes_in_turns()
+            and options.broadcast
+            and not options.outputs
+            and not self.tally.keeps_rows
+        )
         if not possible or options.spread is not None:
             return possible and bool(options.spread)
         return tail > 0 and self.num_micro_batches > 1 and self._sharing_pays(shapes, tail)
+
+    def _comes_in_turns(self) -> bool:
+        """Whether the rank of the last stage has run S more micro-batches up to the tail after each turn, S the ranks.
+
+        With one stage per rank, a turn has S ticks. Where stages go round the ranks v times, it has v S ticks, if no group
+        of micro-batches is larger than S (`schedules/forward_only.py`). Elsewhere they come as they come.
+        """
+        layout, ranks, count = self.layout, self.layout.num_ranks, self.num_micro_batches
+        if layout.num_stages == ranks:
+            return True
+        loop = tuple(stage % ranks for stage in range(layout.num_stages))
+        return layout.placement == loop and layout.num_stages % ranks == 0 and (count % ranks == 0 or count < ranks)
 
     def _sharing_pays(self, shapes: list[LayerShapes], tail: int) -> bool:
         """Whether sharing the last `tail` layers makes the slowest rank's work per micro-batch at least a tenth shorter.
@@ -179,7 +202,10 @@ class EvalPlan:
         transfers that come with it are not counted.
         """
         flops = self.layout.module.costs.forward(shapes)
-        cuts = list(zip(self.layout.boundaries[:-1], self.layout.boundaries[1:], strict=True))
+        layout, last = self.layout, self.layout.placement[-1]
         shared = sum(flops[-tail:])
-        alone = [sum(flops[start:stop]) for start, stop in cuts]
-        return max(*alone[:-1], alone[-1] - shared) + shared / len(cuts) < 0.9 * max(alone)
+        alone = [0] * layout.num_ranks
+        for stage, rank in enumerate(layout.placement):
+            alone[rank] += sum(flops[layout.boundaries[stage] : layout.boundaries[stage + 1]])
+        others = [work - shared * (rank == last) for rank, work in enumerate(alone)]
+        return max(others) + shared / layout.num_ranks < 0.9 * max(alone)

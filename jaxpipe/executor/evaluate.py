@@ -5,7 +5,7 @@ layers of a stage together, and every rank would wait for the last one. Their we
 only sums are wanted the last rank keeps what enters the tail for S ticks, deals the S micro-batches out, and all ranks run
 tail and loss of one micro-batch each, at the same time:
 
-    rank 0 | F3 F4 F5 F6 T0 F7 ...        S ticks, then one turn of T
+    rank 0 | F3 F4 F5 F6 T0 F7 ...        S ticks (v S where stages go round v times), then one turn of T
     rank 1 | F2 F3 F4 F5 T1 F6 ...
     rank 2 | F1 F2 F3 F4 T2 F5 ...
     rank 3 | F0 F1 F2 F3 T3 F4 ...        F of the last rank: without tail and loss
@@ -63,9 +63,9 @@ def evaluate(plan: EvalPlan, params: Params, batch: Batch, real: jax.Array | Non
       layer_state: the state of the layers, a tree that `layout/state_layout.py` describes; None: they have none.
 
     Returns:
-      What was asked for. Outputs and rows are [S * M, B, ...], of which only the last M entries (those of the last rank)
-      count; with `plan.rows_everywhere` rows are [M, B, ...] on all devices.
-      Without `broadcast`, loss and metrics have one value per rank along dim 0, of which only the last counts.
+      What was asked for. Outputs and rows are [S * M, B, ...], of which only the M entries of the rank with the last
+      stage count; with `plan.rows_everywhere` rows are [M, B, ...] on all devices.
+      Without `broadcast`, loss and metrics have one value per rank along dim 0, of which only that of this rank counts.
     """
     mesh = plan.mesh
     sums: Any = P() if plan.options.broadcast else P(PIPE)
@@ -99,15 +99,15 @@ class _Evaluation:
 
     def run(self) -> Found:
         plan, mesh, options = self.plan, self.plan.mesh, self.plan.options
-        num_stages = len(plan.stages)
+        ranks, chunks = plan.layout.num_ranks, len(plan.stages) // plan.layout.num_ranks
         if self.real is not None:
             self.real = self.real[0]
         self.mail = Mail(plan.program, {Y: plan.codec.spec})
         pause, hand = None, None
         outputs = _blank(plan.outputs, plan.num_micro_batches) if options.outputs else None
         if plan.tail is not None:
-            hand = _blank(plan.tail.inputs, num_stages)
-            pause = loop.Pause(num_stages - 1, num_stages, self._tail)
+            hand = _blank(plan.tail.inputs, ranks)
+            pause = loop.Pause(ranks - 1, chunks * ranks, self._tail)
         carry = Carry(plan.tally.start(), plan.start(), outputs, hand)
         carry = loop.run(self.mail, self.device.rank, self._branch, plan.program_ids, carry, pause)
 
@@ -124,12 +124,12 @@ class _Evaluation:
         loss, metrics = found if options.broadcast else jax.tree.map(lambda a: a[None], found)
         rows = plan.tally.kept_rows(carry.sums)
         if plan.rows_everywhere:
-            rows = reduce.from_last_rank(rows, mesh)
+            rows = reduce.from_rank(plan.layout.placement[-1], rows, mesh)
         return Found(loss, metrics, carry.outputs, rows)
 
     def _given(self, found: Aux) -> dict[str, Joined]:
         """What the layers of this rank have given for rows that count: extra losses, as means over rows, and metrics."""
-        plan, last, real = self.plan, len(self.plan.stages) - 1, self.real
+        plan, last, real = self.plan, self.plan.layout.placement[-1], self.real
         rows = plan.tally.rows
 
         def loss(total: jax.Array) -> Joined:
@@ -158,13 +158,13 @@ class _Evaluation:
                 x = self.plan.layout.precision.inputs(pick(self.batch[0], m))
             else:
                 x = codec.decode(self.mail.read(inbox, Y, now), stage.inputs)
-            y, given = program.run(self.held, carry.beside._replace(state=self.states), x)
+            y, given = program.run(self.held, now.stage, carry.beside._replace(state=self.states), x)
             carry = replace(carry, beside=given)
             if not stage.is_last:
                 return carry, {Y: codec.encode(y)}
             if self.plan.tail is None:
                 return self._finish(carry, y, m), {}
-            at = m % len(self.plan.stages)
+            at = m % self.plan.layout.num_ranks
             return replace(carry, hand=jax.tree.map(lambda kept, a: kept.at[at].set(a), carry.hand, y)), {}
 
         return Branch(forward, changes, (Y,) * (not stage.is_first), (Y,) * (not stage.is_last))
@@ -172,13 +172,13 @@ class _Evaluation:
     @jax.named_scope(scopes.TAIL)
     def _tail(self, turn: jax.Array, carry: Carry) -> Carry:
         """All ranks run tail and loss of one micro-batch each."""
-        tail, num_stages = self.plan.tail, len(self.plan.stages)
+        tail, last = self.plan.tail, jnp.int32(len(self.plan.stages) - 1)
         assert tail is not None
-        m = turn * num_stages + self.device.rank
+        m = turn * self.plan.layout.num_ranks + self.device.rank
         x = reduce.deal(carry.hand, self.plan.mesh)
 
         def once(found: tuple[Sums, Aux], x: Tree, m: jax.Array) -> tuple[Sums, Aux]:
-            y, given = tail.run(self.held, found[1]._replace(state=self.states), x)
+            y, given = tail.run(self.held, last, found[1]._replace(state=self.states), x)
             return self._finish(replace(carry, sums=found[0]), y, m).sums, given
 
         found = run_if(m < self.plan.num_micro_batches, once, (carry.sums, carry.beside), x, m)

@@ -6,7 +6,7 @@ stays on the rank of its layer. The last rank chooses the token, and sends it ba
 """
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -44,29 +44,39 @@ class Carry:
 
 
 def generate(
-    plan: GeneratePlan, params: Params, prompts: jax.Array, temperature: jax.Array, key: Key, *, poison: bool = False
+    plan: GeneratePlan,
+    params: Params,
+    prompts: tuple[jax.Array, jax.Array],
+    temperature: jax.Array,
+    key: Key,
+    *,
+    layer_state: Tree = None,
+    poison: bool = False,
 ) -> jax.Array:
     """The new tokens of all rows; traceable.
 
     Args:
-      prompts: int32 [groups, B on all data ranks, T]. Rows beyond those of the request are padding.
+      prompts: int32 [groups, B on all data ranks, T], and the number of each row among the prompts of the call, int32
+        [groups, B on all data ranks], from which its noise comes; -1 for the rows beyond those of the request.
       temperature: float32 [], above 0.
       key: of the call; row and token numbers are folded in.
+      layer_state: the state of the layers, a tree that `layout/state_layout.py` describes; None: they have none.
       poison: fill caches that nothing was written to with NaN, for tests.
 
     Returns:
       int32 [groups, B on all data ranks, new], the same on all devices.
     """
     return on_every_device(
-        lambda device, held, prompts, _, temperature, key: _Generation(
-            plan, device, held, prompts, temperature, key, poison
+        lambda device, held, prompts, numbers, temperature, key, states: _Generation(
+            plan, device, held, prompts, numbers, temperature, key, plan.states.enter(states), poison
         ).run(),
         plan.weights,
         params,
-        (prompts, None),
+        prompts,
         temperature,
         key,
-        specs=(P(), P()),
+        plan.states.layout.checked(layer_state),
+        specs=(P(), P(), plan.states.layout.specs),
         out_specs=P(),
     )
 
@@ -79,22 +89,21 @@ class _Generation:
     device: Device
     held: Params
     prompts: jax.Array
+    rows: jax.Array  # the number among the prompts of each row, [groups, B]
     temperature: jax.Array
     key: Key
+    states: Tree
     poison: bool
-    rows: jax.Array = field(init=False)  # the number among the prompts of each row, [groups, B]
 
     def run(self) -> jax.Array:
         plan, sampling = self.plan, self.plan.request.sampling
         ranks, rows = len(plan.program_ids), plan.rows
         all_rows = rows * data_size(plan.mesh)
-        own = self.device.data_rank * rows + jnp.arange(rows, dtype=jnp.int32)
-        self.rows = jnp.arange(ranks, dtype=jnp.int32)[:, None] * all_rows + own[None]
         blank = 0 if sampling.stop is None else sampling.stop
         carry = Carry(
             caches=plan.store.allocate(self.poison),
             tokens=jnp.full((ranks, rows, plan.request.new), blank, jnp.int32),
-            ended=self.rows >= plan.request.rows,
+            ended=self.rows < 0,
             alive=jnp.arange(ranks, dtype=jnp.int32) * all_rows < plan.request.rows,
         )
         carry = cycle.run(self._cycle(0, 1), self.device.rank, carry)
@@ -103,7 +112,7 @@ class _Generation:
             if after_turn is not None:
                 carry, _ = after_turn(carry)
             carry = cycle.run(self._cycle(1, plan.request.new - 1), self.device.rank, carry, after_turn)
-        return reduce.from_last_rank(carry.tokens, plan.mesh)
+        return reduce.from_rank(plan.layout.placement[-1], carry.tokens, plan.mesh)
 
     def _cycle(self, first: int, turns: int) -> Cycle[Carry]:
         """The turns of each group that make its new tokens from number `first` on; those of 0 are the whole prompts."""
@@ -134,9 +143,9 @@ class _Generation:
             x = self.plan.layout.precision.inputs(pick(self.prompts, group))
         if first:
             position = self.plan.request.prompt + number - 1
-            y, caches = program.run_token(self.held, x, carry.caches, group, position)
+            y, caches = program.run_token(self.held, self.states, x, carry.caches, group, position)
         else:
-            y, caches = program.run_prompt(self.held, x, carry.caches, group)
+            y, caches = program.run_prompt(self.held, self.states, x, carry.caches, group)
         carry = replace(carry, caches=caches)
         if not stage.is_last:
             return carry, codec.encode(y)

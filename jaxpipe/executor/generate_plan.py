@@ -8,16 +8,18 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError, LayerError
-from jaxpipe.executor import store
+from jaxpipe.executor import states, store
 from jaxpipe.executor.plan import distinct
 from jaxpipe.executor.residence import Repeat
 from jaxpipe.executor.sampling import Sampling
+from jaxpipe.executor.states import States
 from jaxpipe.executor.store import Buffers, Entry, Kept, Store
 from jaxpipe.executor.unit import repeated
 from jaxpipe.executor.weights import Weights
 from jaxpipe.executor.wire import Codec
 from jaxpipe.layout.layout import Layout
 from jaxpipe.layout.stages import Part, Stage, make_stages
+from jaxpipe.layout.state_layout import state_layout
 from jaxpipe.model import generating
 from jaxpipe.model.blame import blame
 from jaxpipe.model.capture import Captured
@@ -115,10 +117,13 @@ class GenerateStage:
         kept = [leaf if dim is None else leaf[:, -1:] for leaf, dim in zip(leaves, along, strict=True)]
         return jax.tree.unflatten(structure, kept)
 
-    def run_prompt(self, held: Params, x: Tree, caches: Buffers, group: jax.Array) -> tuple[Tree, Buffers]:
+    def run_prompt(
+        self, held: Params, carried: Tree, x: Tree, caches: Buffers, group: jax.Array
+    ) -> tuple[Tree, Buffers]:
         """Runs whole prompts, from caches in which nothing is. The last stage returns the logits of the last position.
 
         Args:
+          carried: the state of the layers of its rank, which is only read.
           x: what the stage takes, leaves [B, T, ...].
           group: the slot of `caches`, int32 [].
         """
@@ -128,19 +133,27 @@ class GenerateStage:
                 x, position = self._last_position(x), jnp.int32(self._chunk - 1)
             if self._trim is not None and number >= self._trim:
                 step = self._steps[1][number]
-            x, caches = self._run(step, held, x, caches, group, position, True)
+            x, caches = self._run(step, held, carried, x, caches, group, position, True)
         return x, caches
 
     def run_token(
-        self, held: Params, x: Tree, caches: Buffers, group: jax.Array, position: jax.Array
+        self, held: Params, carried: Tree, x: Tree, caches: Buffers, group: jax.Array, position: jax.Array
     ) -> tuple[Tree, Buffers]:
         """Runs one token of each row, at a position, int32 []; x has leaves [B, 1, ...]."""
         for step in self._steps[1]:
-            x, caches = self._run(step, held, x, caches, group, position, False)
+            x, caches = self._run(step, held, carried, x, caches, group, position, False)
         return x, caches
 
     def _run(
-        self, step: _Step, held: Params, x: Tree, caches: Buffers, group: jax.Array, position: jax.Array, fresh: bool
+        self,
+        step: _Step,
+        held: Params,
+        carried: Tree,
+        x: Tree,
+        caches: Buffers,
+        group: jax.Array,
+        position: jax.Array,
+        fresh: bool,
     ) -> tuple[Tree, Buffers]:
         one = replace(step.part, count=1)
         like, structure = jax.tree.flatten(step.cache)
@@ -148,13 +161,14 @@ class GenerateStage:
         def layer(carry: Any, repeat: Repeat) -> Any:
             x, caches = carry
             [params] = self.weights.take(held, [one], repeat)
+            state = states.take(carried, one, repeat)
             cache: Tree = None
             if step.start is not None:
                 if fresh:
-                    cache = step.start(params, x)
+                    cache = step.start(params, state, x)
                 else:
                     cache = jax.tree.unflatten(structure, store.read(caches, group, step.entries, repeat, like))
-            y, aux = one.run(params, x, Context(cache=cache, position=position))
+            y, aux = one.run(params, x, Context(state=state, cache=cache, position=position))
             if step.start is not None:
                 caches = store.write(caches, group, step.entries, repeat, jax.tree.leaves(aux.cache))
             return y, caches
@@ -177,6 +191,7 @@ class GeneratePlan:
     Attributes:
       programs: the distinct stages; `program_ids[stage]` is the number of the one that a stage runs.
       store: the caches, [groups, entries, ...].
+      states: the state of the layers, which is read only.
       codecs: how outputs of whole prompts travel, and those of single tokens.
       mixing: the index of a layer that makes it necessary to run the whole window for each token, and why; or None. There
         is nothing else in the plan then.
@@ -191,7 +206,10 @@ class GeneratePlan:
 
         def traced(rows: int, chunk: int, caches: Any = None) -> generating.Generating:
             ids = jax.ShapeDtypeStruct((rows, chunk), jnp.int32)
-            return generating.trace(module, layout.layer_params, ids, request.length, mesh, layout.precision, caches)
+            held = None if layout.states is None else layout.states.layer_params
+            return generating.trace(
+                module, layout.layer_params, ids, request.length, mesh, layout.precision, caches, held
+            )
 
         whole = traced(1, request.length)
         self.vocabulary = check_logits(module.label(module.num_layers - 1), whole.shapes[-1].outputs, request)
@@ -202,6 +220,7 @@ class GeneratePlan:
         prompt = traced(rows, request.prompt)
         token = traced(rows, 1, prompt.caches)
         stages = [make_stages(layout, each.shapes) for each in (prompt, token)]
+        self.states = States(state_layout(layout, prompt.shapes), mesh, stages[0])
         self.codecs = [Codec([stage.inputs for stage in each[1:]]) for each in stages]
 
         def made(one: tuple[int, tuple[Stage, Stage]]) -> GenerateStage:

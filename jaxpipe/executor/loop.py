@@ -3,7 +3,7 @@
 A tick: look up what this rank does, run that branch (idle runs none), then permute. The permutes sit outside of every
 branch, because all ranks of an axis must take part in one. Each goes one way only, along edges that carry data in that
 phase: several cycles in one permute are miscompiled on GPU, and an edge without data would make ranks wait for each other
-without need.
+without need. What the next stage reads on the same rank is put into its inbox and not permuted.
 
 XLA starts a permute as late as one loop in front of its end hides it. So the branches of one kind of op share a loop
 (`executor/branch.py`), and what is not read by the first ops of the next tick arrives behind them
@@ -127,7 +127,7 @@ class _Phase:
         for channel, carrier in enumerate(program.channels):
             if edges := program.phase_edges(loop, number, channel):
                 place = place_of_arrival(program, loop, number, channel)
-                permute = _Permute(channel, carrier.value, edges, place or 0)
+                permute = _Permute(channel, carrier.value, () if carrier.is_local else edges, place or 0)
                 (self._on_time if place is None else self._late).append(permute)
         kinds = phase_kinds(program, loop, number)
         names = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
@@ -191,7 +191,10 @@ class _Phase:
 
 
 class _Permute(NamedTuple):
-    """A permute of a phase; `place`: that of its arrival in the next phase, if it is late (see `lowering/overlap.py`)."""
+    """A permute of a phase; without edges, what is sent stays on its rank.
+
+    `place`: that of its arrival in the next phase, if it is late (see `lowering/overlap.py`).
+    """
 
     channel: int
     value: str
@@ -199,7 +202,8 @@ class _Permute(NamedTuple):
     place: int
 
     def moved(self, outbox: Inbox) -> Wire:
-        return [jax.lax.ppermute(leaf, PIPE, self.edges) for leaf in outbox[self.value]]
+        sent = outbox[self.value]
+        return [jax.lax.ppermute(leaf, PIPE, self.edges) for leaf in sent] if self.edges else sent
 
 
 class _Arrival(NamedTuple):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxpipe.executor import seeds
 from jaxpipe.executor.batch import micro_batch_avals
+from jaxpipe.executor.begin import begins
 from jaxpipe.executor.flow import needed
 from jaxpipe.executor.order import check_order
 from jaxpipe.executor.remat import Remat, RematOption, mode
@@ -113,15 +114,25 @@ class TrainPlan:
     def _capture(self, remat: Remat, key: Avals) -> tuple[()]:
         loss_fn = self.layout.module.loss_fn
 
+        begin = begins(self.stages)
+        tail_slots = 0 if self.program.schedule.num_chunks == 1 else self.program.last_stage_slots()
+
         def captured(stage: Stage) -> StageProgram:
-            carried = Aux(self.states.avals())
-            return StageProgram(stage, self.weights, self.store, remat, loss_fn, self.labels, key, carried, self.extra)
+            known = loss_fn, self.labels, key, Aux(self.states.avals()), self.extra, begin[stage.program_key()]
+            return StageProgram(stage, self.weights, self.store, remat, *known, tail_slots if stage.is_last else 0)
 
         self.programs, self.program_ids = distinct(self.stages, captured)
-        slots = [0] * len(self.programs)
-        for stage, number in enumerate(self.program_ids):
-            slots[number] = max(slots[number], self.program.saved_per_rank[stage])
-        self.store.settle(slots)
+        numbers = {id(kept): number for number, kept in enumerate(self.store.programs)}
+        slots = [0] * len(numbers)
+        together: list[set[int]] = [set() for _ in range(self.program.num_ranks)]
+        for program_id, rank in zip(self.program_ids, self.layout.placement, strict=True):
+            program = self.programs[program_id]
+            number = numbers[id(program.kept)]
+            slots[number] = max(slots[number], self.program.saved_per_rank[rank])
+            together[rank].add(number)
+            if program.kept_by_tail is not None:
+                slots[numbers[id(program.kept_by_tail)]] = tail_slots
+        self.store.settle(slots, together)
         return ()
 
     def bytes_per_rank(self) -> dict[str, int]:

@@ -77,8 +77,8 @@ def metrics(
     return sums, {name: Joined(terms[name], each.rule) for name, each in found.items()}
 
 
-def from_last_rank(tree: Tree, mesh: Mesh) -> Tree:
-    """Gives every device the leaves [M, B, ...], of which a device of the last rank has its rows, [M, rows, ...].
+def from_rank(rank: int, tree: Tree, mesh: Mesh) -> Tree:
+    """Gives every device the leaves [M, B, ...], of which a device of this rank has its rows, [M, rows, ...].
 
     They are gathered and not added to the zeros of the other ranks, so that they stay what they are, -0.0 too.
     """
@@ -86,7 +86,7 @@ def from_last_rank(tree: Tree, mesh: Mesh) -> Tree:
     def one(leaf: jax.Array) -> jax.Array:
         wide = leaf.astype(jnp.int8) if leaf.dtype == bool else leaf
         if over(mesh, PIPE):
-            wide = jax.lax.all_gather(wide, PIPE)[-1]
+            wide = jax.lax.all_gather(wide, PIPE)[rank]
         if over(mesh, DATA):
             wide = jax.lax.all_gather(wide, DATA, axis=1, tiled=True)
         return wide.astype(leaf.dtype)

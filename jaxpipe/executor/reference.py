@@ -85,8 +85,8 @@ def value_and_grad(
       layer_state: where layers have state, that of each layer, as `Engine.layer_state` gives it. On each data rank every
         micro-batch starts from what the one before has left; at the end floats are averaged over the data ranks, and the
         rest is that of the first one.
-      compute_dtype, float32_params: cast as a `Config` with these does; gradients are still those of `layers`, added up in
-        float32.
+      compute_dtype: cast as a `Config` with it does; gradients are still those of `layers`, added up in float32.
+      float32_params: as in `Config`.
 
     Returns:
       The loss (a scalar) and the gradients in the structure of `layers`, on the devices of `layers`. With several processes

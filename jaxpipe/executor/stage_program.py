@@ -1,5 +1,6 @@
 """A stage as the ops that a rank runs: forward (keeps values) and backward (reads them and adds to the gradients)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpipe.executor import beside, flow, store
+from jaxpipe.executor.begin import AT_ZERO, Begin
 from jaxpipe.executor.pullback import Twice
 from jaxpipe.executor.remat import Remat
 from jaxpipe.executor.residence import Repeat
@@ -30,6 +32,7 @@ class MicroBatch(NamedTuple):
       inputs, labels: leaves [B, ...].
       slot: the slot of the buffers that keeps its values, int32.
       first_layer: index of the first layer of the stage, int32.
+      stage, number: those of the stage and of the micro-batch, int32.
     """
 
     key: Key | None
@@ -37,6 +40,8 @@ class MicroBatch(NamedTuple):
     labels: Tree
     slot: jax.Array
     first_layer: jax.Array
+    stage: jax.Array
+    number: jax.Array
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ class StageProgram:
       key: abstract value of the key of a micro-batch, or None.
       carried: abstract values of what the rank carries beside.
       extra: abstract value of the seed of the extra losses of the whole model, or None if it has none.
+      begin: where the stages that run it begin in the arrays of their ranks.
+      tail_slots: if it is the last stage, of a rank with several, it keeps the input of its tail in so many slots of its
+        own, micro-batch m in slot m modulo `tail_slots`: else the rank would have room for it in each slot of its other
+        stages. 0: it does not.
     """
 
     def __init__(
@@ -93,8 +102,10 @@ class StageProgram:
         key: Key | None,
         carried: Aux,
         extra: Avals = None,
+        begin: Begin = AT_ZERO,
+        tail_slots: int = 0,
     ):
-        self.stage, self.weights, self._carried = stage, weights, carried
+        self.stage, self.weights, self._carried, self._begin = stage, weights, carried, begin
         body, tail = split_tail(stage)
         self.kept = cursor = buffers.program()
         self.segments: list[Segment] = []
@@ -108,13 +119,16 @@ class StageProgram:
             self.segments.append(replace(segment, entries=entries))
             x = unit.outputs
         self.tail: Tail | None = None
+        self.tail_slots, self.kept_by_tail = tail_slots, None
         self._tail_entries: tuple[Entry, ...] = ()
         if stage.is_last:
             params, _, contexts = self._operand_avals(tail, key, x)
             takes = tail[0].takes if tail else stage.gives
             self.tail = Tail(tail, loss_fn, params, x, contexts, labels, weights.layout.precision, extra, takes)
             if not self._tail_input_is_known:
-                self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1))
+                self.kept_by_tail = buffers.program() if tail_slots else None
+                cursor = self.kept_by_tail or cursor
+                self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1, apart=bool(tail_slots)))
 
     @property
     def _tail_input_is_known(self) -> bool:
@@ -143,8 +157,8 @@ class StageProgram:
 
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, drop: int = drop) -> Any:
                 x, buffers, carried = carry
-                parts = segment.unit.parts
-                params, contexts = self._operands(segment.unit, held, carried, micro_batch, repeat)
+                parts = self._begin.placed(segment.unit.parts, micro_batch.stage)
+                params, contexts = self._operands(parts, held, carried, micro_batch, repeat)
                 y, found, saved = segment.unit.forward(params, x, contexts)
                 if segment.has_backward:
                     buffers = store.write(buffers, micro_batch.slot, segment.entries, repeat, saved[drop:])
@@ -154,7 +168,7 @@ class StageProgram:
             x, touched, carried = repeated(step, (x, touched, carried), segment.repeats)
             buffers = {**buffers, **touched}
         if self._tail_entries:
-            buffers = store.write(buffers, micro_batch.slot, self._tail_entries, 0, jax.tree.leaves(x))
+            buffers = store.write(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, jax.tree.leaves(x))
         return x, buffers, carried
 
     def backward(
@@ -182,8 +196,9 @@ class StageProgram:
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, unit: Unit = unit) -> Any:
                 dy, grads = carry
                 repeat = segment.repeats - 1 - repeat
-                params, contexts = self._operands(unit, held.params, carried, micro_batch, repeat)
-                again = self.weights.take(held.again, unit.parts, repeat)
+                parts = self._begin.placed(unit.parts, micro_batch.stage)
+                params, contexts = self._operands(parts, held.params, carried, micro_batch, repeat)
+                again = self.weights.take(held.again, parts, repeat)
                 saved = store.read(buffers, micro_batch.slot, segment.entries, repeat, segment.kept)
                 if segment.in_batch:
                     inputs = jax.tree.leaves(micro_batch.inputs)
@@ -191,7 +206,7 @@ class StageProgram:
                 else:
                     known, saved = saved[: segment.num_saved_inputs], saved[segment.num_saved_inputs :]
                 dparams, dx = unit.backward(params, again, known, saved, contexts, dy, extra)
-                return (dx, self.weights.add(grads, unit.parts, repeat, unit.params, dparams))
+                return (dx, self.weights.add(grads, parts, repeat, unit.params, dparams))
 
             dy, grads = repeated(step, (dy, grads), segment.repeats)
         return flow.fitted(dy, self.stage.takes, split_inexact(self.stage.inputs)[0]), grads
@@ -210,16 +225,26 @@ class StageProgram:
         x = micro_batch.inputs
         if not self._tail_input_is_known:
             leaves, structure = jax.tree.flatten(tail.inputs)
-            x = jax.tree.unflatten(structure, store.read(buffers, micro_batch.slot, self._tail_entries, 0, leaves))
-        params = self.weights.take(held, tail.parts, 0)
-        contexts = beside.contexts(tail.parts, carried, micro_batch.key, micro_batch.first_layer, 0)
+            x = jax.tree.unflatten(
+                structure, store.read(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, leaves)
+            )
+        parts = self._begin.placed(tail.parts, micro_batch.stage)
+        params, contexts = self._operands(parts, held, carried, micro_batch, 0)
         made = tail.loss_and_gradient(params, x, contexts, micro_batch.labels, start)
         total, metrics, found, dparams, dx = made
-        carried = beside.joined(beside.record(carried, tail.parts, 0, found), metrics)
-        return total, dx, self.weights.add(grads, tail.parts, 0, tail.params, dparams), carried
+        carried = beside.joined(beside.record(carried, parts, 0, found), metrics)
+        return total, dx, self.weights.add(grads, parts, 0, tail.params, dparams), carried
+
+    def _tail_slot(self, micro_batch: MicroBatch) -> jax.Array:
+        return micro_batch.number % self.tail_slots if self.tail_slots else micro_batch.slot
+
+    def spoil(self, buffers: Buffers, micro_batch: MicroBatch) -> Buffers:
+        """The buffers with NaN in what is kept of a micro-batch, for tests."""
+        buffers = self.kept.spoil(buffers, micro_batch.slot)
+        return buffers if self.kept_by_tail is None else self.kept_by_tail.spoil(buffers, self._tail_slot(micro_batch))
 
     def _operands(
-        self, unit: Unit, held: Params, carried: Aux, micro_batch: MicroBatch, repeat: Repeat
+        self, parts: Sequence[Part], held: Params, carried: Aux, micro_batch: MicroBatch, repeat: Repeat
     ) -> tuple[Tree, list[Context]]:
-        contexts = beside.contexts(unit.parts, carried, micro_batch.key, micro_batch.first_layer, repeat)
-        return self.weights.take(held, unit.parts, repeat), contexts
+        contexts = beside.contexts(parts, carried, micro_batch.key, micro_batch.first_layer, repeat)
+        return self.weights.take(held, parts, repeat), contexts

@@ -71,7 +71,7 @@ class States:
             for name, tree in held[group].items():
                 count = len(jax.tree.leaves(tree))
                 flags = self._changes.get(Address(group, name), (False,) * count)
-                own = group == STACKED or rank == self.layout.stage_of(self.layout.shared[name].layer)
+                own = group == STACKED or rank == self.layout.rank_of(self.layout.shared[name].layer)
                 changed += flags
                 owners += [own] * count
             chosen = [n for n, flag in enumerate(changed) if flag]

@@ -16,7 +16,7 @@ such values are written and read in the order of their dims: it is then one of t
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -66,12 +66,20 @@ class Store:
         self.programs.append(Kept(self))
         return self.programs[-1]
 
-    def settle(self, slots: Sequence[int]) -> None:
+    def settle(self, slots: Sequence[int], together: Sequence[Collection[int]] = ()) -> None:
         """Places everything, once all stage programs have taken their entries.
 
         Args:
-          slots: per stage program, the most micro-batches that any rank that runs it has in flight.
+          slots: per stage program, the most micro-batches that any rank that runs it has in flight, of all its stages.
+          together: the numbers of programs that one rank runs, for ranks that run several. They number their slots
+            together, so that each slot has room for what any of them keeps.
         """
+        groups = _joined(len(self.programs), together)
+        for group in groups:
+            for number in group:
+                self.programs[number].strides = {
+                    kind: max(self.programs[other].used[kind] for other in group) for kind in self.kinds
+                }
         self._rows, self._lengths = {}, {}
         by_dtype: dict[str, list[str]] = {}
         for kind, aval in self.kinds.items():
@@ -79,7 +87,7 @@ class Store:
         for kinds in by_dtype.values():
             rows = [
                 {
-                    number: count * kept.used[kind]
+                    number: count * kept.strides[kind]
                     for number, (kept, count) in enumerate(zip(self.programs, slots, strict=True))
                 }
                 for kind in kinds
@@ -98,6 +106,13 @@ class Store:
                     kept.starts[kind] = end[self.buffer_of(kind)]
                     end[self.buffer_of(kind)] += kept.used[kind] * _size(self.kinds[kind])
             kept.lengths = dict(end)
+        for group in groups:
+            longest: dict[str, int] = {}
+            for number in group:
+                for name, length in self.programs[number].lengths.items():
+                    longest[name] = max(longest.get(name, 0), length)
+            for number in group:
+                self.programs[number].lengths = longest
         for kept, count in zip(self.programs, slots, strict=True):
             for name, length in kept.lengths.items():
                 self._lengths[name] = max(self._lengths.get(name, 0), count * length)
@@ -123,6 +138,7 @@ class Kept:
 
     Attributes:
       used: how many values of each kind.
+      strides: how many of each kind a slot has room for, as soon as it is settled.
       starts: of the kinds that lie in a vector, where they begin in what a slot has there.
       lengths: how much a slot has of each vector.
     """
@@ -130,6 +146,7 @@ class Kept:
     def __init__(self, store: Store):
         self.store = store
         self.used: Counter[str] = Counter()
+        self.strides: dict[str, int] = {}
         self.starts: dict[str, int] = {}
         self.lengths: dict[str, int] = {}
 
@@ -165,7 +182,7 @@ class Kept:
     def spoil(self, buffers: Buffers, slot: jax.Array) -> Buffers:
         """The buffers with NaN in a slot, for tests."""
         buffers = dict(buffers)
-        rows = {kind: self.used[kind] for kind in self.used if self.store.buffer_of(kind) == kind}
+        rows = {kind: count for kind, count in self.strides.items() if count and self.store.buffer_of(kind) == kind}
         for name, count in (rows | self.lengths).items():
             nothing = blank((count, *buffers[name].shape[1:]), buffers[name].dtype, True)
             if jnp.issubdtype(nothing.dtype, jnp.inexact):
@@ -176,7 +193,7 @@ class Kept:
         """Where a value begins in its buffer, along dim 0, and how long it is there."""
         number = entry.start + repeat * entry.stride
         if entry.kind not in self.starts:
-            return slot * self.used[entry.kind] + number, 1
+            return slot * self.strides[entry.kind] + number, 1
         size = _size(self.store.kinds[entry.kind])
         return slot * self.lengths[entry.buffer] + (self.starts[entry.kind] + number * size), size
 
@@ -208,6 +225,16 @@ def read(
         value = jax.lax.dynamic_slice_in_dim(buffers[entry.buffer], at, size)
         value = value.reshape(entry.program.store.kinds[entry.kind].shape)
         found.append(typed(_laid_out(value, entry), aval))
+    return found
+
+
+def _joined(count: int, together: Sequence[Collection[int]]) -> list[set[int]]:
+    """The numbers below `count` in sets: those that are in one of the collections are in one set."""
+    found = [{number} for number in range(count)]
+    for group in together:
+        meets = [each for each in found if not each.isdisjoint(group)]
+        found = [each for each in found if each.isdisjoint(group)]
+        found.append({number for each in meets for number in each})
     return found
 
 

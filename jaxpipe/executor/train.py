@@ -195,14 +195,14 @@ class _Step:
         dx, grads = program.backward(self.held, dy, micro_batch, carry.buffers, carried, grads, self.seeds.extra)
         carry = replace(carry, grads=grads, total=total, beside=carried)
         if self.poison:
-            carry = replace(carry, buffers=program.kept.spoil(carry.buffers, micro_batch.slot))
+            carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
         return carry, {} if stage.is_first else {DX: codec.encode(dx)}
 
     def _micro_batch(self, now: Now) -> MicroBatch:
         m, (inputs, labels) = now.micro_batch, self.batch
         key = None if self.key is None else keys.micro_batch_key(self.key, m, self.device.data_rank)
         x = self.plan.layout.precision.inputs(pick(inputs, m))
-        return MicroBatch(key, x, pick(labels, m), now.slots[SAVED], self.starts[now.stage])
+        return MicroBatch(key, x, pick(labels, m), now.slots[SAVED], self.starts[now.stage], now.stage, m)
 
     def _total_weight(self) -> jax.Array:
         """The weight of all micro-batches on all data ranks, from the labels alone.

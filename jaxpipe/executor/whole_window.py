@@ -31,7 +31,7 @@ def recompute(
     outputs: Callable[[jax.Array], jax.Array],
     request: Request,
     vocabulary: int,
-    prompts: jax.Array,
+    prompts: tuple[jax.Array, jax.Array],
     temperature: jax.Array,
     key: Key,
 ) -> Recomputed:
@@ -40,16 +40,16 @@ def recompute(
     Args:
       outputs: the logits [groups, B, L, V] of windows int32 [groups, B, L], L the length of whole sequences.
       vocabulary: V.
-      prompts: int32 [groups, B, T].
+      prompts: int32 [groups, B, T], and the number of each row among the prompts of the call, int32 [groups, B].
       temperature: float32 [], above 0.
       key: of the call.
     """
-    groups, rows, first = prompts.shape
-    numbers = jnp.arange(groups * rows, dtype=jnp.int32)
+    ids, numbers = prompts[0], prompts[1].reshape(-1)
+    groups, rows, first = ids.shape
     sampling = request.sampling
 
     def window(fill: int) -> jax.Array:
-        return jnp.full((groups, rows, request.length), fill, jnp.int32).at[..., :first].set(prompts)
+        return jnp.full((groups, rows, request.length), fill, jnp.int32).at[..., :first].set(ids)
 
     def logits_at(window: jax.Array, position: jax.Array) -> jax.Array:
         found = jax.lax.dynamic_index_in_dim(outputs(window), position, axis=2, keepdims=False)

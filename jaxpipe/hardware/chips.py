@@ -1,8 +1,10 @@
-"""What makers publish about their chips. Figures of the compilers become seconds and utilisation with these."""
+"""What makers publish about their chips. Figures of compilers and of plans become seconds and utilisation with these."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from jaxpipe.checks import did_you_mean
+from jaxpipe.checks import as_number, did_you_mean, show
+from jaxpipe.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,8 @@ class Chip:
       bandwidth: bytes per second between the chip and its memory.
       memory: bytes.
       link: bytes per second in one direction from one chip to a neighbour.
+      group: how many chips such links join; None: all of them.
+      network: bytes per second in one direction from one chip to those of other groups; None where it is not known.
     """
 
     name: str
@@ -24,6 +28,16 @@ class Chip:
     bandwidth: float
     memory: int
     link: float
+    group: int | None = None
+    network: float | None = None
+
+    @property
+    def ring(self) -> float:
+        """Bytes per second that a chip sends in a collective among chips that links join.
+
+        On a torus, which the chips with a clock here have, a ring goes round in both directions.
+        """
+        return self.link if self.clock is None else 2 * self.link
 
 
 _GB = 10**9
@@ -40,13 +54,13 @@ _GB = 10**9
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12 / (8 * 2 * 128**2), 275e12, 1_228 * _GB, 32 * 2**30, 50 * _GB),
-        Chip("v5e", 197e12 / (4 * 2 * 128**2), 197e12, 819 * _GB, 16 * 2**30, 50 * _GB),
-        Chip("v5p", 459e12 / (8 * 2 * 128**2), 459e12, 2_765 * _GB, 95 * 2**30, 100 * _GB),
-        Chip("v6e", 918e12 / (4 * 2 * 256**2), 918e12, 1_640 * _GB, 32 * 2**30, 112 * _GB),
-        Chip("a100", None, 312e12, 2_039 * _GB, 80 * _GB, 300 * _GB),
-        Chip("h100", None, 989e12, 3_350 * _GB, 80 * _GB, 450 * _GB),
-        Chip("h200", None, 989e12, 4_800 * _GB, 141 * _GB, 450 * _GB),
+        Chip("v4", 275e12 / (8 * 2 * 128**2), 275e12, 1_228 * _GB, 32 * 2**30, 50 * _GB, 4096),
+        Chip("v5e", 197e12 / (4 * 2 * 128**2), 197e12, 819 * _GB, 16 * 2**30, 50 * _GB, 256, 6.4e12 / 256 / 8),
+        Chip("v5p", 459e12 / (8 * 2 * 128**2), 459e12, 2_765 * _GB, 95 * 2**30, 100 * _GB, 8960, 50e9 / 8),
+        Chip("v6e", 918e12 / (4 * 2 * 256**2), 918e12, 1_640 * _GB, 32 * 2**30, 112 * _GB, 256),
+        Chip("a100", None, 312e12, 2_039 * _GB, 80 * _GB, 300 * _GB, 8, 200e9 / 8),
+        Chip("h100", None, 989e12, 3_350 * _GB, 80 * _GB, 450 * _GB, 8, 400e9 / 8),
+        Chip("h200", None, 989e12, 4_800 * _GB, 141 * _GB, 450 * _GB, 8, 400e9 / 8),
     )
 }
 
@@ -73,3 +87,42 @@ def chip_of(device_kind: str) -> Chip | None:
 def known(name: str) -> str:
     """The names of all chips, for a message, and the one that `name` may have meant."""
     return f"{', '.join(CHIPS)}.{did_you_mean(name, CHIPS)}"
+
+
+_FIELDS = ("peak_flops", "memory", "bandwidth", "link")
+
+
+def as_chip(value: str | Mapping[str, float], memory: float | None = None) -> Chip:
+    """The chip that a user means.
+
+    Args:
+      value: a name, in upper or lower case, or a dict of "peak_flops", "memory", "bandwidth" and "link", in FLOP/s, bytes,
+        and bytes per second.
+      memory: bytes that may be used, in the place of all that the chip has.
+
+    Raises:
+      ConfigError: the name is not known (the message lists those that are), or a value is no number above 0.
+    """
+    if isinstance(value, str):
+        if value.lower() not in CHIPS:
+            raise ConfigError(
+                f"chip={show(value)} is not known here. Known chips: {known(value)} For another one, give its figures: "
+                'chip={"peak_flops": 459e12, "memory": 95e9, "bandwidth": 2.8e12, "link": 100e9}.'
+            )
+        found = CHIPS[value.lower()]
+    elif isinstance(value, Mapping) and set(value) == set(_FIELDS):  # pyright: ignore[reportUnnecessaryIsInstance]
+        peak, room, bandwidth, link = (_above_0(f"chip[{name!r}]", value[name]) for name in _FIELDS)
+        found = Chip("your chip", None, peak, bandwidth, int(room), link)
+    else:
+        raise ConfigError(
+            f"chip={show(value)}: give a name ({', '.join(CHIPS)}), or a dict with exactly the keys "
+            f"{', '.join(map(repr, _FIELDS))}: FLOP/s, bytes, and bytes per second."
+        )
+    return found if memory is None else replace(found, memory=int(_above_0("memory", memory)))
+
+
+def _above_0(name: str, value: object) -> float:
+    number = as_number(value)
+    if number is None or number <= 0:
+        raise ConfigError(f"{name}={show(value)} must be a finite number above 0.")
+    return number

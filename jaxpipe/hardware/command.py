@@ -45,7 +45,7 @@ class Command:
         further = _axes(self.axes)
         if self.topology is not None and not platforms():
             jax.config.update("jax_platforms", "cpu")  # a TPU or GPU that is there has no part in it
-        found = _call(self.function)
+        found = called(self.function)
         devices = None if self.topology is None else topology(self.topology)
         module, optimizer, example, config = found
         mesh = make_mesh(self.pipe, self.data, devices=devices, **further)  # type: ignore[arg-type]
@@ -65,8 +65,12 @@ def _axes(given: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _call(spec: str) -> tuple[Any, Any, Any, Any]:
-    """What the function returns."""
+def called(spec: str) -> tuple[Any, Any, Any, Any]:
+    """What the function of a user, `package.module:function`, returns: (module, optimizer, example, config).
+
+    Raises:
+      ConfigError: it cannot be found, or returns something else.
+    """
     path, _, name = spec.partition(":")
     if not path or not name.isidentifier():
         raise ConfigError(f"{show(spec)}: write package.module:function, such as my_project.model:training.")

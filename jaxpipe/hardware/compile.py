@@ -54,8 +54,8 @@ def compile(
     that are there, simulated ones included, it says the same about them, except for cycles.
 
     Args:
-      module, optimizer, mesh, example, config, trainable: as for `initialize`. `example` is one micro-batch with the rows
-        of all data ranks; jax.ShapeDtypeStruct will do.
+      module: as for `initialize`, and so are `optimizer`, `mesh`, `config` and `trainable`.
+      example: one micro-batch with the rows of all data ranks; jax.ShapeDtypeStruct will do.
       evaluation: compile the evaluation of M micro-batches (the loss, nothing else) instead; the optimizer is not used.
       compiler_options: options of XLA for this compilation, such as `{"xla_tpu_scoped_vmem_limit_kib": 65536}`.
 

@@ -79,7 +79,7 @@ def _walk(jaxpr: Jaxpr, prefix: str, wanted: Sequence[bool]) -> _Total:
 
 
 def _equation(equation: JaxprEqn, name: str, outputs: Sequence[bool]) -> _Total:
-    own = _product(equation)
+    own = product(equation)
     if own:
         return _Total(own, own if scopes.read(name).tail else 0)
     primitive, inner = equation.primitive.name, bodies(equation)
@@ -107,7 +107,7 @@ def needed(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[tuple[JaxprEqn, list[bo
     return found[::-1]
 
 
-def _product(equation: JaxprEqn) -> int:
+def product(equation: JaxprEqn) -> int:
     """The operations of a product or a convolution; 0 for everything else."""
     primitive, params = equation.primitive.name, equation.params
     if primitive not in ("dot_general", "ragged_dot_general", "ragged_dot", "conv_general_dilated"):

@@ -53,7 +53,12 @@ def ticks(
     busy = [0.0] * program.num_ranks
     for loop in program.loops:
         edges = [
-            {edge for channel in range(len(program.channels)) for edge in program.phase_edges(loop, phase, channel)}
+            {
+                edge
+                for number, channel in enumerate(program.channels)
+                for edge in program.phase_edges(loop, phase, number)
+                if not channel.is_local
+            }
             for phase in range(loop.period)
         ]
         for number, tick in enumerate(range(loop.start, loop.stop)):

@@ -79,7 +79,7 @@ def piles(
     """Per kind of layers, whether it is a pile.
 
     Args:
-      users: of each layer, the stages that use its weights.
+      users: of each layer, the ranks that use its weights.
     """
     ranks = 1 + max(max(used) for used in users)
     single, several, found = [0] * ranks, dict[int, LikeLayers](), [False] * len(kinds)

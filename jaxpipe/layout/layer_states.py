@@ -47,14 +47,6 @@ class LayerStates:
             example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(aval(leaf).shape[1:], aval(leaf).dtype), inputs)
             self.learn(of.module.shapes(example, of.layer_params, mesh=self.mesh, precision=of.precision))
 
-    def refuse(self, call: str) -> None:
-        """Raises LayerError if layers have state, for a call that takes none."""
-        if not self.layout.is_empty:
-            raise LayerError(
-                f"{self.layout.first_label} has state, and {call} takes none in this version. Arrays that are never "
-                "written are no state where they are plain attributes of a module instead of variables."
-            )
-
     def init(self, key: Key, shapes: Sequence[LayerShapes]) -> Tree:
         """Fresh state on the mesh."""
         self.learn(shapes)

@@ -3,7 +3,8 @@
     params = {"stacked": {"Block": leaves [S, slots, ...]},      one stack per kind of repeated layer, rank r holds [r]
               "shared":  {"00_Embed": leaves in their own shape}}  every other layer, and every tied one
 
-A stack is padded with zeros where a stage has fewer layers of the kind than the fullest one. Shared layers are stored cut
+A stack is padded with zeros where a rank has fewer layers of the kind than the fullest one. A rank with several stages has
+the layers of all of them, in the order of the layers. Shared layers are stored cut
 along one dim over the ranks (where a dim divides), and gathered once per step, so that storage and optimizer state shrink
 with the number of ranks. With `zero_stage=1` the arrays of both are cut over the data ranks as well, along one of the dims
 that the layer made, and padded there if need be. Further axes of the mesh may cut further dims.
@@ -46,15 +47,17 @@ class Address(NamedTuple):
 
 
 class Layout:
-    """The layout of the params of `module` cut at `boundaries`, one stage per rank.
+    """The layout of the params of `module` cut at `boundaries`.
 
     Args:
+      boundaries: of the stages.
       params: per layer, the shapes of its params.
       axes: the sizes of the axes of the mesh.
       zero_stage: with 1, every array is cut over the data ranks.
       own_spec: what further axes cut. It may name no axis but those, and a dim that it cuts must divide.
       precision: what a step computes in; `layer_params` are stored, `computed_params` are the same as a step sees them.
       trainable: which params are trained.
+      placement: the rank of each stage; None: stage s is on rank s.
 
     Raises:
       LayerError: the params do not fit the module. ConfigError: `precision` or `trainable` does not fit them.
@@ -70,9 +73,13 @@ class Layout:
         own_spec: grouping.OwnSpec | None = None,
         precision: Precision = NO_CASTS,
         trainable: Trainable = EVERYTHING,
+        placement: Sequence[int] | None = None,
     ):
         self.module, self.boundaries, self.precision = module, tuple(boundaries), precision
-        self.num_ranks = len(self.boundaries) - 1
+        self.num_stages = len(self.boundaries) - 1
+        self.placement = tuple(range(self.num_stages) if placement is None else placement)
+        assert len(self.placement) == self.num_stages, f"{self.num_stages} stages, placed on {self.placement}"
+        self.num_ranks = 1 + max(self.placement)
         self.layer_params = [avals(p) for p in params]
         grouping.check_params(module, self.layer_params)
         named = {layer_name(index): held for index, held in enumerate(self.layer_params)}
@@ -83,7 +90,7 @@ class Layout:
         further = [grouping.further_cuts(index, own, own_spec) for index, own in enumerate(self.layer_params)]
         fixed = [self.frozen.of(index) for index in range(module.num_layers)]
         kinds = grouping.kinds(module, self.layer_params, self.computed_params, further, fixed)
-        homes = [self.stage_of(index) for index in range(module.num_layers)]
+        homes = [self.rank_of(index) for index in range(module.num_layers)]
         users = [self.users(index) for index in range(module.num_layers)]
         digits = len(str(module.num_layers - 1))
         self.states: Layout | None = None  # that of the state of the layers, as soon as its shapes are known
@@ -122,12 +129,16 @@ class Layout:
 
     def stage_of(self, layer: int) -> int:
         """The stage that holds `layer`."""
-        return next(s for s in range(self.num_ranks) if layer < self.boundaries[s + 1])
+        return next(s for s in range(self.num_stages) if layer < self.boundaries[s + 1])
+
+    def rank_of(self, layer: int) -> int:
+        """The rank that holds `layer`."""
+        return self.placement[self.stage_of(layer)]
 
     def users(self, layer: int) -> frozenset[int]:
-        """The stages that compute with the weights of `layer`: several only for tied layers."""
+        """The ranks that compute with the weights of `layer`: several only for tied layers."""
         owner = self.module.owners[layer]
-        return frozenset(self.stage_of(use) for use, first in enumerate(self.module.owners) if first == owner)
+        return frozenset(self.rank_of(use) for use, first in enumerate(self.module.owners) if first == owner)
 
     def address_of(self, layer: int) -> Address | None:
         """Where the weights are that `layer` computes with (those of the first use of its tie); None if it has none."""

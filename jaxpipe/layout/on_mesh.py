@@ -27,11 +27,13 @@ def layout_on(
     zero_stage: int = 0,
     precision: Precision = NO_CASTS,
     trainable: Trainable = EVERYTHING,
+    placement: Sequence[int] | None = None,
 ) -> Layout:
     """The layout of the params of a module on a mesh, cut over its further axes as rules and annotations say.
 
     Args:
       params: per layer, its params, or their shapes.
+      placement: the rank of each stage; None: stage s is on rank s.
 
     Raises:
       ShardingError: a rule or an annotation does not fit the mesh or the params.
@@ -39,7 +41,7 @@ def layout_on(
       ConfigError: `precision` or `trainable` does not fit the params.
     """
     cuts = own_spec(module, mesh, params)
-    return Layout(module, boundaries, params, mesh.shape, zero_stage, cuts, precision, trainable)
+    return Layout(module, boundaries, params, mesh.shape, zero_stage, cuts, precision, trainable, placement)
 
 
 def own_spec(module: PipelineModule, mesh: Mesh, params: Sequence[Params]) -> OwnSpec:

@@ -4,7 +4,7 @@ A part is a run of like layers (scanned over their stack) or a single layer. Sta
 same program: three for a usual transformer (first, middle, last), whatever the number of ranks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ class StatePlace(NamedTuple):
 
     Attributes:
       address: where in the tree of states.
-      slot: the slot of the first of them, if they are in a stack.
+      slot: the slot of the first of them, if they are in a stack, counted from the first one of the stage.
       changes: for each leaf, whether the layers change it.
     """
 
@@ -49,7 +49,8 @@ class Part:
       run: the function of one layer, as it was traced: `run(params, x, context) -> (y, aux)`.
       offset: index of the first of them within the stage.
       address: where the weights are that they compute with, or None if they have none.
-      slot: the slot of the first of them, if those weights are a stack during a step.
+      slot: the slot of the first of them, if those weights are a stack during a step, counted from the first one of the
+        stage.
       frozen: the numbers of those leaves of its params, in order, that have a derivative and are not trained.
       takes, gives: of each inexact leaf of what the first of them takes and the last of them gives, whether its gradient
         is needed. () where no gradients are.
@@ -125,6 +126,8 @@ class Stage:
       inputs, outputs: abstract values of what the stage takes and returns; `part_inputs` of what each part takes.
       takes, gives: as those of a part. They may need less than the first or the last part says: like layers in a row are
         all treated as the one that needs most.
+      slots, state_slots: the first slots that the stage has in stacks on its rank, of weights and of state; 0 if it is the
+        first stage of the rank.
     """
 
     parts: tuple[Part, ...]
@@ -135,6 +138,8 @@ class Stage:
     takes: tuple[bool, ...] = ()
     gives: tuple[bool, ...] = ()
     part_inputs: tuple[Tree, ...] = field(default=(), compare=False, repr=False)
+    slots: Mapping[Address, int] = field(default_factory=dict[Address, int], compare=False, repr=False)
+    state_slots: Mapping[Address, int] = field(default_factory=dict[Address, int], compare=False, repr=False)
 
     def program_key(self) -> Any:
         """Equal for stages that run the same program."""
@@ -153,15 +158,16 @@ def make_stages(
         needed; None where there are no gradients.
     """
     flags = [()] * (len(shapes) + 1) if needed is None else needed
-    last = layout.num_ranks - 1
+    last = layout.num_stages - 1
     states = state_layout(layout, shapes)
     stages = []
-    for stage in range(layout.num_ranks):
+    for stage in range(layout.num_stages):
         start, stop = layout.boundaries[stage], layout.boundaries[stage + 1]
+        firsts = _first_slots(layout, range(start, stop)), _first_slots(states, range(start, stop))
         parts: list[Part] = []
         taken: list[Tree] = []
         for index in range(start, stop):
-            single = _single(layout, states, index, start, shapes[index])
+            single = _single(layout, states, index, start, shapes[index], firsts)
             part = replace(single, takes=flags[index], gives=flags[index + 1])
             if parts and _continues(parts[-1], part, shapes[index - 1], shapes[index]):
                 both = tuple(
@@ -173,15 +179,30 @@ def make_stages(
                 taken.append(shapes[index].inputs)
         ends = shapes[start].inputs, shapes[stop - 1].outputs
         flow = flags[start], flags[stop]
-        stages.append(Stage(tuple(parts), stage == 0, stage == last, *ends, *flow, part_inputs=tuple(taken)))
+        stages.append(Stage(tuple(parts), stage == 0, stage == last, *ends, *flow, tuple(taken), *firsts))
     return stages
 
 
-def _single(layout: Layout, states: Layout, index: int, start: int, shapes: LayerShapes) -> Part:
+_Slots = dict[Address, int]
+
+
+def _first_slots(layout: Layout, layers: Sequence[int]) -> _Slots:
+    """The first slot of some layers in each stack that they are in."""
+    found: _Slots = {}
+    for address, slot in map(layout.place_in_step, layers):
+        if address is not None:
+            found[address] = min(found.get(address, slot), slot)
+    return found
+
+
+def _single(
+    layout: Layout, states: Layout, index: int, start: int, shapes: LayerShapes, firsts: tuple[_Slots, _Slots]
+) -> Part:
     kind, label = layout.module.layers[index].kind, layout.module.label(index)
     address, slot = layout.place_in_step(index)
     home, state_slot = states.place_in_step(index)
-    state = None if home is None else StatePlace(home, state_slot, shapes.changes)
+    slot -= 0 if address is None else firsts[0][address]
+    state = None if home is None else StatePlace(home, state_slot - firsts[1][home], shapes.changes)
     run, frozen = shapes.run or not_traced, layout.frozen.of(index)
     return Part(kind, index - start, 1, address, slot, frozen, state=state, label=label, run=run)
 

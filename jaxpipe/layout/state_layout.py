@@ -37,7 +37,7 @@ class StateLayout(Layout):
                 )
             if any(is_key(leaf) for leaf in jax.tree.leaves(held)):
                 raise LayerError(f"{of.module.label(index)} has a PRNG key in its state: {describe(held)}.")
-        super().__init__(of.module, of.boundaries, states)
+        super().__init__(of.module, of.boundaries, states, placement=of.placement)
 
     def _piles(
         self, kinds: Sequence[Sequence[int]], further: Sequence[Tree], users: Sequence[Collection[int]]

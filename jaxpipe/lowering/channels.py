@@ -1,6 +1,6 @@
 """Which value travels to which rank, when, and over which channel."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from jaxpipe.lowering.period import Edge
@@ -38,13 +38,21 @@ class Message:
 
 @dataclass(frozen=True)
 class Channel:
-    """The edges that one permute serves, for one kind of value. They form no cycle: XLA miscompiles permutes that do.
+    """The edges that one permute serves, for one kind of value. No two have the same source or the same target, and they
+    form no cycle: XLA miscompiles permutes that do.
+
+    All edges of a local channel lead from a rank to itself: two neighbouring stages are on it, and nothing is permuted.
 
     All channels of a value bring what they carry into the same arrival slots, so whoever reads need not know them.
     """
 
     value: str
     edges: frozenset[Edge]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether what it carries stays on its rank."""
+        return any(source == target for source, target in self.edges)
 
     @property
     def name(self) -> str:
@@ -80,8 +88,72 @@ def messages(schedule: Schedule) -> list[Message]:
 
 
 def channels(routed: Sequence[Message]) -> tuple[Channel, ...]:
-    """The channels that carry these messages: with stage s on rank s, one for each kind of value that travels."""
-    edges: dict[str, set[Edge]] = {}
-    for message in routed:
-        edges.setdefault(message.value, set()).add(message.edge)
-    return tuple(Channel(value, frozenset(edges[value])) for value in VALUES if value in edges)
+    """The channels that carry these messages, for each kind of value that travels: a local one for what stays on its rank,
+    and behind it one per set of edges that a permute can serve."""
+    found: list[Channel] = []
+    for value in VALUES:
+        edges = {message.edge for message in routed if message.value == value}
+        own = frozenset((source, target) for source, target in edges if source == target)
+        groups = [own] if own else []
+        found += [Channel(value, group) for group in (*groups, *paths(edges - own))]
+    return tuple(found)
+
+
+def paths(edges: Iterable[Edge]) -> list[frozenset[Edge]]:
+    """Deals edges to as few sets as it can find in which no source and no target occurs twice and nothing goes round.
+
+    With stage s on rank s that is one set, (0, 1), (1, 2), ...; a loop of ranks needs one more for the edge that closes it,
+    and a V one for each way. In general, it is at least the largest number of edges that leave a rank, or that reach one. A
+    search tries that many and then more, and gives up after some steps in favour of the first set that an edge fits into.
+    """
+    # Short ways first, all of one direction: then neighbours share a set.
+    order = sorted(edges, key=lambda edge: (abs(edge[1] - edge[0]), edge[1] < edge[0], edge))
+    greedy: list[set[Edge]] = []
+    for edge in order:
+        fitting = next((group for group in greedy if _fits(group, edge)), None)
+        if fitting is None:
+            greedy.append({edge})
+        else:
+            fitting.add(edge)
+    degrees = [sum(edge[end] == rank for edge in order) for end in (0, 1) for rank in {edge[end] for edge in order}]
+    best: list[set[Edge]] | None = None
+    for count in range(max(degrees, default=0), len(greedy)):
+        if best is None:
+            best = _dealt(order, count)
+    return [frozenset(group) for group in (greedy if best is None else best)]
+
+
+def _dealt(order: Sequence[Edge], count: int, steps: int = 5_000) -> list[set[Edge]] | None:
+    """The edges dealt to so many sets, or None if that is impossible or was not found within so many steps."""
+    groups: list[set[Edge]] = [set() for _ in range(count)]
+    chosen: list[int] = []
+    first = 0  # the first set to try for the next edge
+    for _ in range(steps):
+        if len(chosen) == len(order):
+            return groups
+        edge = order[len(chosen)]
+        # Sets without edges are alike, so one of them is enough.
+        empty = next((number for number, group in enumerate(groups) if not group), count - 1)
+        fitting = [number for number in range(first, empty + 1) if _fits(groups[number], edge)]
+        if fitting:
+            groups[fitting[0]].add(edge)
+            chosen.append(fitting[0])
+            first = 0
+        elif not chosen:
+            return None
+        else:
+            last = chosen.pop()
+            groups[last].remove(order[len(chosen)])
+            first = last + 1
+    return None
+
+
+def _fits(group: set[Edge], edge: Edge) -> bool:
+    """Whether a set of paths stays one with one more edge."""
+    source, target = edge
+    onward = dict(group)
+    if source in onward or target in onward.values():
+        return False
+    while target in onward:
+        target = onward[target]
+    return target != source

@@ -17,7 +17,7 @@ def lower(schedule: Schedule) -> Program:
     """Makes the program that runs `schedule`.
 
     Raises:
-      ScheduleError: the table has features that the loop does not run yet (several stages per rank, split backward).
+      ScheduleError: the table splits the backward, which the loop does not run yet.
     """
     _check_supported(schedule)
     ticks = clock(schedule)
@@ -117,11 +117,6 @@ def _is_direct(
 
 
 def _check_supported(schedule: Schedule) -> None:
-    if schedule.placement != tuple(range(schedule.num_ranks)):
-        raise ScheduleError(
-            f"The schedule places its stages on the ranks {schedule.placement}. This version runs one stage per rank, "
-            f"stage s on rank s: {tuple(range(schedule.num_ranks))}."
-        )
     if schedule.split_backward:
         raise ScheduleError(
             "The schedule splits the backward pass into I and W ops. This version runs F and B only; merge each I and "

@@ -32,9 +32,10 @@ def place_of_arrival(program: Program, loop: Loop, phase: int, channel: int) -> 
     """Where what a phase sends over a channel arrives in the next phase: in front of the op of this number in `phase_kinds`
     (behind the last one: their number), or None: at the end of the phase that sends it.
 
-    A program of several loops has none, because what one loop sends late the next one would have to receive.
+    A program of several loops has none, because what one loop sends late the next one would have to receive. What stays on
+    its rank is there at once.
     """
-    if len(program.loops) > 1 or not program.phase_edges(loop, phase, channel):
+    if len(program.loops) > 1 or program.channels[channel].is_local or not program.phase_edges(loop, phase, channel):
         return None
     touch = _TOUCH[program.channels[channel].value]
     kinds = phase_kinds(program, loop, (phase + 1) % loop.period)

@@ -1,5 +1,6 @@
 """`Program`: the narrow waist between thinking about a schedule and running it. Integers only."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,12 +94,32 @@ class Program:
                 if cell.kind != IDLE:
                     yield rank, cell
 
+    def last_stage_slots(self) -> int:
+        """The smallest K for which micro-batches that the last stage has in flight at once differ modulo K.
+
+        So what it keeps of micro-batch m may lie in slot m mod K of K slots. In 1F1B that is 1.
+        """
+        last, live = self.schedule.num_stages - 1, set[int]()
+        seen: set[frozenset[int]] = set()
+        for cell in (cell for row in self.cells for cell in row if cell.stage == last):
+            if cell.kind == "F":
+                live.add(cell.micro_batch)
+                seen.add(frozenset(live))
+            elif cell.kind in ("B", "I"):
+                live.remove(cell.micro_batch)
+        return next(k for k in itertools.count(1) if all(len({m % k for m in some}) == len(some) for some in seen))
+
     def __str__(self) -> str:
+        """The loops with what each phase does, then the cells.
+
+        Where stages on one rank pass their values to each other, a phase shows "forward on rank 3".
+        """
+        chunks = f" x {self.schedule.num_chunks} chunks" if self.schedule.num_chunks > 1 else ""
+        size = (
+            f"{self.num_ranks} ranks{chunks} x {self.schedule.num_micro_batches} micro-batches, {self.num_ticks} ticks"
+        )
         inboxes = f"{self.inboxes.get(Y, 0)} forward, {self.inboxes.get(DX, 0)} backward"
-        lines = [
-            f"{self.num_ranks} ranks x {self.schedule.num_micro_batches} micro-batches, {self.num_ticks} ticks; slots: "
-            f"{self.pools.get(SAVED, 0)} saved, {inboxes}"
-        ]
+        lines = [f"{size}; slots: {self.pools.get(SAVED, 0)} saved, {inboxes}"]
         for loop in self.loops:
             lines.append(f"loop over ticks {loop.start}..{loop.stop - 1}, {loop.period} in the body")
             for phase in range(loop.period):
@@ -106,18 +127,21 @@ class Program:
                 moves: list[str] = []
                 for number, channel in enumerate(self.channels):
                     if edges := self.phase_edges(loop, phase, number):
-                        moves.append(f"{channel.name} {' '.join(f'{a}>{b}' for a, b in edges)}")
+                        own = "on rank " if channel.is_local else ""
+                        ways = " ".join(str(a) if channel.is_local else f"{a}>{b}" for a, b in edges)
+                        moves.append(f"{channel.name} {own}{ways}")
                 lines.append(f"  phase {phase}: ops {' '.join(kinds)}; permutes {', '.join(moves) or 'none'}")
-        width = max(len(_cell_text(cell)) for row in self.cells for cell in row)
+        several = self.schedule.num_chunks > 1
+        texts = [[_cell_text(cell, several) for cell in row] for row in self.cells]
+        width = max(len(text) for row in texts for text in row)
         for rank in range(self.num_ranks):
-            lines.append(
-                f"rank {rank} | " + " ".join(_cell_text(row[rank]).ljust(width) for row in self.cells).rstrip()
-            )
+            lines.append(f"rank {rank} | " + " ".join(row[rank].ljust(width) for row in texts).rstrip())
         return "\n".join(lines)
 
 
-def _cell_text(cell: Cell) -> str:
-    """`F3/1`: forward of micro-batch 3, slot 1."""
+def _cell_text(cell: Cell, show_stage: bool) -> str:
+    """`F3/1`: forward of micro-batch 3, slot 1; `2F3/1`: the same, of stage 2."""
     if cell.kind == IDLE:
         return "."
-    return f"{cell.kind}{cell.micro_batch}" + "".join(f"/{slot}" for slot in cell.slots if slot >= 0)
+    stage = cell.stage if show_stage else ""
+    return f"{stage}{cell.kind}{cell.micro_batch}" + "".join(f"/{slot}" for slot in cell.slots if slot >= 0)

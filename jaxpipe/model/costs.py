@@ -80,7 +80,7 @@ class Costs:
           frozen: for each layer the numbers of those leaves of the params it computes with that are frozen. Where nothing
             in a layer and before it is trained, there is no backward.
         """
-        tail = len(shapes) - self._tail_length(shapes)
+        tail = len(shapes) - self.tail_length(shapes)
 
         def both(
             layer: BoundLayer, first: bool, remade: Recomputing | None, but: frozenset[int]
@@ -120,7 +120,7 @@ class Costs:
 
         return [one(index) for index in range(len(shapes))]
 
-    def _tail_length(self, shapes: Sequence[Shapes]) -> int:
+    def tail_length(self, shapes: Sequence[Shapes]) -> int:
         """How many layers at the end are no part of a stack: tied, without weights, or the only ones of their kind."""
         layers, owners = self.model.layers, self.model.owners
         kinds = [

@@ -13,8 +13,9 @@ from flax import linen, nnx
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model import linen_layers, nnx_layers
+from jaxpipe.model.function_layers import recipe_of_layer
 from jaxpipe.model.hidden import find_built
-from jaxpipe.model.kinds import Recipe, recipe_of_layer
+from jaxpipe.model.kinds import Recipe
 from jaxpipe.model.specs import Layer, LayerSpec, TiedLayerSpec
 
 _TARGETS = (

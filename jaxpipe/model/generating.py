@@ -29,7 +29,7 @@ class Generating:
     Attributes:
       shapes: per layer; `run(params, x, context) -> (y, aux)` takes cache and position from the context.
       caches: per layer, the abstract values of its cache, without leaves if it has none.
-      starts: per layer with a cache, `start(params, x) -> cache`, before any position was seen; else None.
+      starts: per layer with a cache, `start(params, state, x) -> cache`, before any position was seen; else None.
       chunk: how many positions a layer is given at once.
     """
 
@@ -50,6 +50,7 @@ def trace(
     mesh: Mesh,
     precision: Precision,
     caches: Sequence[Avals] | None = None,
+    states: Sequence[Tree] | None = None,
 ) -> Generating:
     """Runs the layers on the shapes of a chunk of ids.
 
@@ -58,6 +59,7 @@ def trace(
       ids: the chunk, int32 [B, chunk].
       length: of the whole sequences, for which caches have room.
       caches: of a trace with another chunk, that this one must agree with; None: they are made here.
+      states: per layer, the state that it owns, arrays or their shapes; None: no layer has any.
 
     Raises:
       LayerError: a layer does not take what it is given, or returns another cache than it got.
@@ -71,16 +73,21 @@ def trace(
             source = f"{module.label(index - 1)} returns" if index else "generate gives it"
             with blame(module.label(index), lambda x=x, source=source: f"{source} {describe(x)}"):
                 held = avals(params[index])
+                state = {} if states is None else avals(states[index])
                 owned = precision.of_layer(layer_name(index), held)
+                given = state
                 if module.owners[index] != index:
-                    owned = found.shapes[module.owners[index]].computed
+                    owned, given = (
+                        found.shapes[module.owners[index]].computed,
+                        found.shapes[module.owners[index]].state,
+                    )
                 last = index + 1 == module.num_layers
-                known = layer.kind, signature((owned, x)), last
+                known = layer.kind, signature((owned, given, x)), last
                 if known not in seen:
                     cache = None if caches is None else caches[index]
-                    seen[known] = _layer(layer.kind, owned, x, length, cache, NO if last else precision, mesh)
+                    seen[known] = _layer(layer.kind, owned, given, x, length, cache, NO if last else precision, mesh)
                 y, run, cache, start = seen[known]
-                found.shapes.append(LayerShapes(held, x, y, run, owned))
+                found.shapes.append(LayerShapes(held, x, y, run, owned, state=state, changes=unchanged(given)))
                 found.caches.append(cache)
                 found.starts.append(start)
                 x = y
@@ -90,20 +97,32 @@ def trace(
     return found
 
 
+def unchanged(state: Avals) -> tuple[bool, ...]:
+    """For each leaf of a layer's state, that generation does not change it."""
+    return (False,) * len(jax.tree.leaves(state))
+
+
 NO = Precision()
 
 
 def _layer(
-    kind: Kind, params: Avals, x: Avals, length: int, cache: Avals | None, precision: Precision, mesh: Mesh
+    kind: Kind,
+    params: Avals,
+    state: Avals,
+    x: Avals,
+    length: int,
+    cache: Avals | None,
+    precision: Precision,
+    mesh: Mesh,
 ) -> tuple[Avals, Captured, Avals, Captured | None]:
     start: Captured | None = None
     if kind.init_cache is not None and (cache is None or jax.tree.leaves(cache)):
         init_cache = kind.init_cache
-        start = capture(lambda params, x: init_cache(params, x, length), params, x)
+        start = capture(lambda params, state, x: init_cache(params, state, x, length), params, state, x)
         cache = start.outputs if cache is None else cache
     has_cache = bool(jax.tree.leaves(cache))
     position: Any = POSITION
-    context = Context(cache=cache if has_cache else None, position=position)
+    context = Context(state=state, cache=cache if has_cache else None, position=position)
 
     def call(params: Params, x: Tree, context: Context) -> tuple[Tree, Aux]:
         y, aux = kind.apply(params, x, context, False)
@@ -131,7 +150,9 @@ def mixing(module: PipelineModule, whole: Generating) -> tuple[int, str] | None:
         assert shapes.run is not None
         if jax.tree.leaves(whole.caches[index]):
             continue
-        inputs = [None] * len(jax.tree.leaves(shapes.computed)) + dims(shapes.inputs, whole.chunk) + [None]
+        own = whole.shapes[module.owners[index]]
+        fixed = [[None] * len(jax.tree.leaves(each)) for each in (own.computed, own.state)]
+        inputs = [*fixed[0], *dims(shapes.inputs, whole.chunk), *fixed[1], None]
         why = mixes(shapes.run.jaxpr, inputs, dims(shapes.outputs, whole.chunk), layer.kind.knows_position)
         if why is not None:
             return index, why

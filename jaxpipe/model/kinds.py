@@ -2,10 +2,9 @@
 
 A kind is what a layer computes. Layers that compute the same share one, which is why they can be stacked and scanned. A
 `Recipe` says how a list entry becomes a kind; those of flax modules are made in `linen_layers` and `nnx_layers`, those of
-functions here.
+functions in `function_layers`.
 """
 
-import functools
 import sys
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -14,11 +13,9 @@ from typing import Any
 import jax
 
 from jaxpipe.model.axes import Annotations
-from jaxpipe.model.blame import Fault, mark
+from jaxpipe.model.blame import mark
 from jaxpipe.model.context import Aux, Context
-from jaxpipe.model.keywords import Keywords, keywords_of
 from jaxpipe.model.opening import opened
-from jaxpipe.model.specs import Layer
 from jaxpipe.model.states import check_state, settled
 from jaxpipe.model.values import canonical
 from jaxpipe.types import Key, Params, Tree
@@ -32,8 +29,8 @@ class Kind:
       init: `init(key, x) -> params`, traceable.
       apply: `apply(params, x, context, train) -> (y, aux)`, traceable: see `Context` and `Aux`.
       uses_key: whether `apply` looks at `context.key`, which may be None.
-      init_cache: `init_cache(params, x, length) -> cache`, traceable: what the layer keeps of the positions of sequences of
-        this length while tokens are generated; a tree without leaves for nothing. None if it never keeps any.
+      init_cache: `init_cache(params, state, x, length) -> cache`, traceable: what the layer keeps of the positions of
+        sequences of this length while tokens are generated; a tree without leaves for nothing. None if it never keeps any.
       knows_position: whether `apply` looks at `context.position`.
       annotations: what flax says about the dims of the params; None as long as `init`, which has to run for that, was not
         traced.
@@ -46,7 +43,7 @@ class Kind:
     uses_key: bool = False
     annotations: Annotations | None = field(default_factory=dict)
     dropped: set[str] = field(default_factory=set)
-    init_cache: Callable[[Params, Tree, int], Tree] | None = None
+    init_cache: Callable[[Params, Tree, Tree, int], Tree] | None = None
     knows_position: bool = False
     init_state: Callable[[jax.Array, Tree], Tree] | None = None
 
@@ -181,105 +178,3 @@ class BoundLayer:
     @property
     def uses_key(self) -> bool:
         return self.kind.uses_key
-
-
-def recipe_of_layer(name: str, layer: Layer, forward_fn: Callable[..., Tree] | None = None) -> Recipe:
-    """The recipe of a pair of functions; `name` is used if the layer has none."""
-    function = layer.apply if forward_fn is None else forward_fn
-
-    def adapt() -> Kind:
-        if layer.stateful:
-            return _stateful(layer, function)
-        call, named = _calling(function, 2)
-        init_cache = layer.init_cache if forward_fn is None or "cache" in named else None
-        if init_cache is not None and "cache" not in named:
-            raise Fault(
-                "has an init_cache, but its apply takes no `cache`. While tokens are generated it is called as "
-                "apply(params, x, cache=..., position=...) and returns (y, cache); in training both are None, and it "
-                "returns y."
-            )
-        return Kind(
-            layer.init,
-            lambda params, x, context, train: with_cache(call((params, x), context, train), context),
-            "key" in named,
-            init_cache=None if init_cache is None else lambda params, x, length: init_cache(x, length),
-            knows_position="position" in named,
-        )
-
-    source = Layer, layer.init, layer.apply, layer.init_cache, layer.stateful, forward_fn
-    return Recipe(layer.name or name, source, adapt)
-
-
-def _stateful(layer: Layer, function: Callable[..., Tree]) -> Kind:
-    """The kind of a pair of functions with state."""
-    call, named = _calling(function, 3)
-
-    def init(part: int) -> Callable[[jax.Array, Tree], Tree]:
-        def one(key: jax.Array, x: Tree) -> Tree:
-            return _pair(layer.init(key, x), "init", "(params, state)")[part]
-
-        return one
-
-    def apply(params: Params, x: Tree, context: Context, train: bool) -> tuple[Tree, Aux]:
-        y, state = _pair(call((params, context.state, x), context, train), "apply", "(y, new state)")
-        return y, Aux(state)
-
-    return Kind(init(0), apply, "key" in named, init_state=init(1))
-
-
-def _pair(found: Any, function: str, wanted: str) -> tuple[Any, Any]:
-    if not isinstance(found, tuple) or len(found) != 2:
-        what = f"a tuple of {len(found)}" if isinstance(found, tuple) else f"a {type(found).__name__}"
-        raise Fault(
-            f"is a jaxpipe.Layer with stateful=True, whose {function} returns {wanted}, but it returned {what}."
-        )
-    return found
-
-
-def recipe_of_callable(function: Callable[..., Tree]) -> Recipe:
-    """The recipe of a function without parameters."""
-    bare = function.func if isinstance(function, functools.partial) else function
-
-    def adapt() -> Kind:
-        call, named = _calling(function, 1)
-        return Kind(
-            lambda key, x: {},
-            lambda params, x, context, train: with_cache(call((x,), context, train), context),
-            "key" in named,
-            knows_position="position" in named,
-        )
-
-    return Recipe(getattr(bare, "__name__", type(bare).__name__).strip("<>"), (None, function), adapt)
-
-
-def _calling(function: Callable[..., Tree], num_data: int) -> tuple[Callable[..., Tree], Keywords]:
-    """`(data, context, train) -> function(*data, ...)` with the keywords that it takes, and these."""
-    named = keywords_of(function, num_data)
-
-    def call(data: tuple[Any, ...], context: Context, train: bool) -> Tree:
-        key = context.key
-        # Without a key there is no dropout.
-        deterministic = not train or ("key" in named and key is None)
-        values = {"key": key, "train": train, "deterministic": deterministic}
-        positions, names = named.arguments({**values, "cache": context.cache, "position": context.position})
-        return function(*data, *positions, **names)
-
-    return call, named
-
-
-def with_cache(returned: Any, context: Context) -> tuple[Tree, Aux]:
-    """Output and cache from what a function has returned: a pair if it was given a cache, else the output alone.
-
-    Raises:
-      Fault: it was given a cache and returns no pair.
-    """
-    if context.cache is None:
-        return returned, Aux()
-    if not isinstance(returned, tuple) or len(returned) != 2:
-        kind = (
-            f"{type(returned).__name__} of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
-        )
-        raise Fault(
-            f"was given a cache and returned a {kind}. While tokens are generated it returns a pair (y, cache)."
-        )
-    return returned[0], Aux(cache=returned[1])

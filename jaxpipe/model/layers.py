@@ -12,7 +12,8 @@ from typing import Any
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model.blame import blame
-from jaxpipe.model.kinds import BoundLayer, Kind, Recipe, recipe_of_callable, recipe_of_layer
+from jaxpipe.model.function_layers import recipe_of_callable, recipe_of_layer
+from jaxpipe.model.kinds import BoundLayer, Kind, Recipe
 from jaxpipe.model.same import same_value
 from jaxpipe.model.specs import Layer, LayerSpec, TiedLayerSpec
 

@@ -13,8 +13,9 @@ from jaxpipe.errors import LayerError
 from jaxpipe.model.axes import Annotations
 from jaxpipe.model.blame import Fault
 from jaxpipe.model.context import Aux, Context
+from jaxpipe.model.function_layers import with_cache
 from jaxpipe.model.keywords import FLAGS, GENERATING, keywords_of
-from jaxpipe.model.kinds import Kind, Recipe, with_cache
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.one_by_one import one_by_one, with_length
 from jaxpipe.model.same import open_with
 from jaxpipe.model.sown import SownValue, Takes, check_kinds
@@ -227,16 +228,16 @@ class _Linen:
 
         return method
 
-    def init_cache(self, params: Any, x: Any, length: int) -> Any:
+    def init_cache(self, params: Any, state: Any, x: Any, length: int) -> Any:
         """What a module of flax keeps of positions: its collection `cache`, {} for none."""
         if self.has_cache:
             made: Any = linen.apply(lambda module, x: module.init_cache(x, length), self.in_mode(False, False))
-            return made({"params": params}, x)
+            return made({"params": params, **state}, x)
         # As flax asks for it: initialised with whole sequences, which no position is written from.
         method, keys = self.method(False, True, Context(position=jnp.int32(0))), {"params": jax.random.key(0)}
         whole = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), with_length(x, length))
         made = linen.apply(method, self.in_mode(False, False, True), mutable=["cache"])
-        return made({"params": params}, whole, rngs=keys)[1].get("cache", {})
+        return made({"params": params, **state}, whole, rngs=keys)[1].get("cache", {})
 
     def decode(self, params: Any, x: Any, context: Context) -> tuple[Any, Aux]:
         """One position after the other, with the caches that modules of flax keep in themselves."""
@@ -245,7 +246,8 @@ class _Linen:
         def step(carry: Any, x: Any) -> tuple[Any, Any]:
             cache, position = carry
             method = self.method(False, True, context._replace(position=position))
-            y, changed = linen.apply(method, module, mutable=["cache"])({"params": params, "cache": cache}, x)
+            variables = {"params": params, **context.state, "cache": cache}
+            y, changed = linen.apply(method, module, mutable=["cache"])(variables, x)
             return y, (changed["cache"], position + 1)
 
         y, (cache, _) = one_by_one(step, (context.cache, context.position), x)

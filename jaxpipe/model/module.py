@@ -109,7 +109,8 @@ class PipelineModule:
         """What the entries of the layer list are with other params and other state.
 
         Args:
-          layers, states: per layer its params and its state, as `Engine.to_layers` and `Engine.layer_state` give them.
+          layers: per layer its params, as `Engine.to_layers` gives them.
+          states: per layer its state, as `Engine.layer_state` gives them.
           key: the key of the model, for the random streams of nnx modules that `LayerSpec`s make.
 
         Returns:

@@ -19,9 +19,10 @@ from jaxpipe.model import nnx_caches, nnx_modules
 from jaxpipe.model.blame import Fault, mark
 from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.forwarded import origin
+from jaxpipe.model.function_layers import with_cache
 from jaxpipe.model.keys import KEY
 from jaxpipe.model.keywords import FLAGS, GENERATING, keywords_of
-from jaxpipe.model.kinds import Kind, Recipe, with_cache
+from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.nnx_modules import Mode, Path, Variables, lookup
 from jaxpipe.model.shapes import avals, is_key
 from jaxpipe.model.sown import Takes
@@ -176,8 +177,9 @@ class _Nnx:
             aux = self.takes.aux(nnx_modules.sown(module, before), {})._replace(cache=aux.cache)
         return y, aux._replace(state=self.state.of(module))
 
-    def init_cache(self, params: dict[str, Any], x: Any, length: int) -> Any:
-        return nnx_caches.empty(self.module((False, False), params, Context()), x, length, self.has_cache)
+    def init_cache(self, params: dict[str, Any], state: Any, x: Any, length: int) -> Any:
+        module = self.module((False, False), params, Context(state=state))
+        return nnx_caches.empty(module, x, length, self.has_cache)
 
     def call(self, module: nnx.Module, x: Any, flags: dict[str, Any]) -> Any:
         try:

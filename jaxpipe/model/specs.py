@@ -89,8 +89,9 @@ class LayerSpec:
         name in a call is added up (a loss) or averaged (a metric). See `LayerOut` for what becomes of both.
 
         Args:
-          losses, metrics: what is one: names of collections (flax.linen), such as "losses", or types of variables
-            (flax.nnx), such as `nnx.Intermediate`; several of them in a tuple.
+          losses: what is one: the name of a collection (flax.linen), such as "losses", or a type of variables (flax.nnx),
+            such as `nnx.Intermediate`; several of them in a tuple.
+          metrics: the same for metrics.
 
         Returns:
           A new spec.

@@ -22,8 +22,8 @@ References: the placement is that of https://arxiv.org/abs/2104.04473 (interleav
 (looped); the two-buffer evaluation order for v = 1 is that of DeepSpeed, https://github.com/deepspeedai/DeepSpeed.
 """
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.check import check_positive
+from jaxpipe.schedules.chunk_order import count_ranks, in_a_loop, visits
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.table import Schedule
 
@@ -37,24 +37,9 @@ def forward_only(num_stages: int, num_micro_batches: int, num_chunks: int = 1) -
     num_stages, num_micro_batches, num_chunks = check_positive(
         num_stages=num_stages, num_micro_batches=num_micro_batches, num_chunks=num_chunks
     )
-    if num_stages % num_chunks:
-        raise ScheduleError(
-            f"num_stages={num_stages} cannot be dealt out as num_chunks={num_chunks} per rank: num_stages counts all "
-            "stages and must be a multiple of num_chunks. Use "
-            f"num_stages={num_stages - num_stages % num_chunks + num_chunks}, or num_chunks=1."
-        )
-    num_ranks = num_stages // num_chunks
-    num_groups = max(1, num_micro_batches // num_ranks)
-    base, extra = divmod(num_micro_batches, num_groups)
+    num_ranks = count_ranks(num_stages, num_chunks)
     tick_of: dict[Op, int] = {}
-    start = first = 0  # the tick at which rank 0 begins the group, and the first micro-batch of the group
-    for group in range(num_groups):
-        size = base + (group < extra)
-        stride = max(size, num_ranks)  # ticks between two chunks of one micro-batch, at least once round the ranks
-        for stage in range(num_stages):
-            chunk, rank = divmod(stage, num_ranks)
-            for index in range(size):
-                tick_of[Op("F", stage, first + index)] = start + chunk * stride + rank + index
-        start += num_chunks * size
-        first += size
-    return Schedule.from_ticks(tick_of, placement=tuple(stage % num_ranks for stage in range(num_stages)))
+    for tick, (chunk, micro_batch) in visits(num_ranks, num_micro_batches, num_chunks):
+        for rank in range(num_ranks):
+            tick_of[Op("F", chunk * num_ranks + rank, micro_batch)] = tick + rank
+    return Schedule.from_ticks(tick_of, placement=in_a_loop(num_stages, num_ranks))

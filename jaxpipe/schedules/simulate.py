@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-from jaxpipe.checks import as_number, show
+from jaxpipe.checks import show
 from jaxpipe.errors import ScheduleError
 from jaxpipe.schedules.clock import Cost, earliest_starts
+from jaxpipe.schedules.costs import OpCosts, PerEdge, PerStage, edge_costs, op_costs, per_stage
+from jaxpipe.schedules.held import Holding, curve, peak
 from jaxpipe.schedules.op import Op
 from jaxpipe.schedules.table import Schedule
 
@@ -24,10 +27,9 @@ class Timeline:
       sync: what a rank waits for besides its inputs; see `simulate`.
       starts, ends: the time at which each op starts and ends.
       makespan: the time from 0 to the end of the last op.
-      bubble: `makespan` minus the work of one rank, which is m(F+B), or m F if the table is forward-only.
-      peak_live: for each rank, the largest number of micro-batches that it holds at once, in micro-batches of a whole rank:
-        with v chunks per rank, one chunk counts 1/v. F begins to hold one, and the end of B or W gives it back. A
-        forward-only table keeps nothing after the op, so there it is the 1/v that is being computed.
+      bubble: `makespan` minus the work of the rank that has most. That is m(F+B) if all stages cost the same, or m F if the
+        table is forward-only.
+      memory: what a micro-batch keeps per stage, as `simulate` was given it, or None.
     """
 
     schedule: Schedule
@@ -36,7 +38,49 @@ class Timeline:
     ends: Mapping[Op, Cost]
     makespan: Cost
     bubble: Cost
-    peak_live: tuple[int | Fraction, ...]
+    memory: Holding | None = None
+
+    @cached_property
+    def peak_live(self) -> tuple[int | Fraction, ...]:
+        """For each rank, the largest number of micro-batches that it holds at once, in micro-batches of a whole rank.
+
+        With v chunks per rank, one chunk counts 1/v. F begins to hold one, and the end of B or W gives it back. A
+        forward-only table keeps nothing after the op, so there it is the 1/v that is being computed.
+        """
+        return self._peaks(Holding(self._shares))
+
+    @cached_property
+    def peak_pending(self) -> tuple[int | Fraction, ...]:
+        """For each rank, the largest number of micro-batches between the start of I and the end of W, counted alike."""
+        return self._peaks(Holding((0,) * self.schedule.num_stages, self._shares))
+
+    @cached_property
+    def peak_bytes(self) -> tuple[Cost, ...] | None:
+        """For each rank, the most that micro-batches keep at once, in the unit of `memory`; None if that was not given.
+
+        What waits between I and W is counted. Weights, gradients and what an op needs for itself are not.
+        """
+        return None if self.memory is None else self._peaks(self.memory)
+
+    @cached_property
+    def held(self) -> tuple[list[tuple[Cost, Cost]], ...]:
+        """For each rank steps (time, amount): from that time on micro-batches keep so much.
+
+        Amounts are in the unit of `memory`, or if that was not given, in micro-batches of a whole rank.
+        """
+        holding = Holding(self._shares) if self.memory is None else self.memory
+        ranks = range(self.schedule.num_ranks)
+        return tuple(
+            curve(self.schedule, rank, holding, self.starts.__getitem__, self.ends.__getitem__) for rank in ranks
+        )
+
+    @property
+    def _shares(self) -> tuple[int | Fraction, ...]:
+        share = Fraction(1, self.schedule.num_chunks) if self.schedule.num_chunks > 1 else 1
+        return (share,) * self.schedule.num_stages
+
+    def _peaks(self, holding: Holding) -> tuple[Any, ...]:
+        return tuple(peak(self.schedule, rank, holding) for rank in range(self.schedule.num_ranks))
 
     @property
     def bubble_fraction(self) -> float:
@@ -46,16 +90,20 @@ class Timeline:
 
 def simulate(
     schedule: Schedule,
-    forward: Cost = 1,
-    backward_input: Cost = 1,
-    backward_weight: Cost = 1,
-    comm: Cost = 0,
+    forward: PerStage = 1,
+    backward_input: PerStage = 1,
+    backward_weight: PerStage = 1,
+    comm: PerEdge = 0,
     sync: Sync = "none",
+    *,
+    memory: Sequence[Cost] | None = None,
+    pending: Sequence[Cost] | None = None,
 ) -> Timeline:
-    """Computes when each op of a table starts and ends.
+    """Computes when each op of a table starts and ends, and what the ranks keep.
 
-    The costs are those of one micro-batch on one whole rank, in any unit. With v chunks per rank (on the rank that has
-    most), an op costs 1/v of that. Ints and Fractions are kept exact, and floats stay floats.
+    A cost that is one number is that of one micro-batch on one whole rank, in any unit: with v chunks per rank (on the rank
+    that has most), an op costs 1/v of it. A sequence has the cost of one micro-batch for each stage, and none is divided.
+    Ints and Fractions are kept exact, and floats stay floats.
 
     `sync` says what else a rank waits for. The last two values walk through `schedule.ticks`:
 
@@ -70,32 +118,32 @@ def simulate(
       forward: the cost of F.
       backward_input: the cost of I. B costs `backward_input + backward_weight`.
       backward_weight: the cost of W.
-      comm: the time that a value takes from one rank to another. It passes beside the computation.
+      comm: the time that a value takes from one rank to another, or a mapping of it by (from rank, to rank), both ways. It
+        passes beside the computation.
       sync: see above.
+      memory: for each stage, the bytes that one micro-batch keeps from the start of F to the end of B or I.
+      pending: for each stage, the bytes that one micro-batch keeps from the start of I to the end of W. If only `memory` is
+        given, that is kept until then instead; if only this is given, F keeps nothing.
 
     Raises:
-      ScheduleError: a cost is negative or out of range, or `sync` is unknown.
+      ScheduleError: a cost is negative or out of range, there is not one for each stage or edge, or `sync` is unknown.
     """
     if not isinstance(schedule, Schedule):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ScheduleError(
             f"simulate({show(schedule)}): expected a Schedule, such as schedules.one_f_one_b(4, 8) makes."
         )
-    forward, backward_input = _cost("forward", forward), _cost("backward_input", backward_input)
-    backward_weight, comm = _cost("backward_weight", backward_weight), _cost("comm", comm)
     if sync not in SYNCS:
         raise ScheduleError(f"sync={show(sync)} is not known; use one of {', '.join(map(repr, SYNCS))}.")
-
-    backward = backward_input + backward_weight
-    cost_of = {
-        kind: _share(cost, schedule.num_chunks)
-        for kind, cost in {"F": forward, "B": backward, "I": backward_input, "W": backward_weight}.items()
-    }
-
-    def duration(op: Op) -> Cost:
-        return cost_of[op.kind]
+    duration = op_costs(schedule, forward, backward_input, backward_weight)
+    between = edge_costs(schedule, comm)
+    holding: Holding | None = None
+    if memory is not None or pending is not None:
+        kept = (0,) * schedule.num_stages if memory is None else per_stage("memory", memory, schedule)
+        holding = Holding(kept, None if pending is None else per_stage("pending", pending, schedule))
 
     def delay(source: Op, op: Op) -> Cost:
-        return comm if schedule.placement[source.stage] != schedule.placement[op.stage] else 0
+        edge = schedule.placement[source.stage], schedule.placement[op.stage]
+        return between[edge] if edge[0] != edge[1] else 0
 
     if sync == "none":
         starts = earliest_starts(schedule.rows, schedule.needs, duration=duration, delay=delay)
@@ -104,34 +152,21 @@ def simulate(
         starts = _tick_starts(schedule, _partners(schedule) if sync == "neighbour" else everyone, duration, delay)
     ends = {op: start + duration(op) for op, start in starts.items()}
     makespan = max(ends.values())
-    work = schedule.num_micro_batches * (forward if schedule.forward_only else forward + backward)
     return Timeline(
         schedule=schedule,
         sync=sync,
         starts=starts,
         ends=ends,
         makespan=makespan,
-        bubble=makespan - work,
-        peak_live=tuple(_peak_live(schedule, rank) for rank in range(schedule.num_ranks)),
+        bubble=makespan - _most_work(schedule, duration),
+        memory=holding,
     )
 
 
-def _cost(name: str, value: object) -> Cost:
-    """A cost as an int or a Fraction if it is one, and otherwise as a float."""
-    number = value if isinstance(value, Fraction) else as_number(value)
-    # The limits leave room for sums, and for the floats with which the times are shown.
-    if number is None or number < 0 or (number and not 0.9e-100 < number < 1.1e100):
-        raise ScheduleError(
-            f"{name}={show(value)}: a cost must be a finite number of at least 0 "
-            "(and, if it is not 0, from 1e-100 to 1e100)."
-        )
-    return number
-
-
-def _share(cost: Cost, num_chunks: int) -> Cost:
-    if num_chunks == 1 or isinstance(cost, float):
-        return cost / num_chunks if num_chunks > 1 else cost
-    return Fraction(cost, num_chunks)
+def _most_work(schedule: Schedule, duration: OpCosts) -> Cost:
+    if duration.per_rank is not None:
+        return schedule.num_micro_batches * duration.per_rank
+    return max(sum(duration(op) for op in row if op is not None) for row in schedule.rows)
 
 
 def _partners(schedule: Schedule) -> list[set[int]]:
@@ -163,15 +198,3 @@ def _tick_starts(
             finished.append(starts[op] + duration(op))
         previous = finished
     return starts
-
-
-def _peak_live(schedule: Schedule, rank: int) -> int | Fraction:
-    share = Fraction(1, schedule.num_chunks) if schedule.num_chunks > 1 else 1
-    if schedule.forward_only:
-        return share
-    live = peak = 0
-    for op in schedule.rows[rank]:
-        if op is not None:
-            live += {"F": 1, "B": -1, "I": 0, "W": -1}[op.kind]
-            peak = max(peak, live)
-    return peak * share

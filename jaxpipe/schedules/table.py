@@ -1,7 +1,7 @@
 """The schedule table. It is frozen and checked when it is made; everything else about it is derived."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,20 @@ class Schedule:
                 )
             row[tick] = op
         return cls(rows=tuple(map(tuple, rows)), placement=placement)
+
+    @classmethod
+    def from_order(cls, order: Sequence[Sequence[Op]], placement: tuple[int, ...]) -> "Schedule":
+        """Makes a table of the order in which each rank works. Every op takes one tick, and comes as early as it can.
+
+        Raises:
+          ScheduleError: the table is wrong.
+        """
+        rows: Rows = tuple(map(tuple, order))
+        split = split_pairs(op for row in order for op in row)
+        starts = earliest_starts(rows, lambda op: needs(op, len(placement), split))
+        if len(starts) < sum(map(len, rows)):
+            return cls(rows=rows, placement=placement)  # which says who waits for whom
+        return cls.from_ticks({op: int(start) for op, start in starts.items()}, placement)
 
     @classmethod
     def from_csv(cls, text_or_path: str | os.PathLike[str]) -> "Schedule":

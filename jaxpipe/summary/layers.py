@@ -31,16 +31,23 @@ class _Row:
     members: list[int] = field(default_factory=list)
 
 
+def placed(layout: Layout) -> bool:
+    """Whether there is more to say about the rank of a stage than its number."""
+    return layout.placement != tuple(range(layout.num_ranks))
+
+
 def table(layout: Layout, counts: Sequence[int], flops: Sequence[int]) -> list[list[str]]:
     """A row per layer, or per run of like ones on one stage.
 
     Args:
       counts, flops: parameters, and FLOPs of a forward, of each layer.
     """
-    rows = [["layers", "kind", "stage", "parameters", "FLOPs", "where its weights live", "why"]]
+    on = ["rank"] if placed(layout) else []
+    rows = [["layers", "kind", "stage", *on, "parameters", "FLOPs", "where its weights live", "why"]]
     for row in _rows(layout):
         params, work = (sum(of[index] for index in row.members) for of in (counts, flops))
-        cells = [ranges(row.members), row.name, str(row.stage), f"{params:,}", short(work)]
+        where = [str(row.stage), *(str(layout.placement[row.stage]) for _ in on)]
+        cells = [ranges(row.members), row.name, *where, f"{params:,}", short(work)]
         for place, why in _places(layout, row):
             rows.append([*cells, place, why])
             cells = [""] * len(cells)

@@ -14,6 +14,7 @@ from jaxpipe.pipeline import Pipeline
 from jaxpipe.processes.crossing import where
 from jaxpipe.schedules import Schedule
 from jaxpipe.summary import layers, memory
+from jaxpipe.summary.layers import placed
 from jaxpipe.training.config import Config
 from jaxpipe.training.loss_scale import describe as describe_scale
 from jaxpipe.training.state import TrainState
@@ -38,9 +39,9 @@ def summarize(pipe: Pipeline, config: Config, state: TrainState) -> str:
     lines = [
         *_head(pipe, config, sum(counts), example),
         "",
-        *columns(_stages(layout, counts, flops), left={0, 1, 2}),
+        *columns(_stages(layout, counts, flops), left={0, 1, 2, 3} if placed(layout) else {0, 1, 2}),
         "",
-        *columns(layers.table(layout, counts, flops), left={0, 1, 2, 5, 6}),
+        *columns(layers.table(layout, counts, flops), left={0, 1, 2, 3, 6, 7} if placed(layout) else {0, 1, 2, 5, 6}),
     ]
     lines.append("FLOPs: of the forward of one micro-batch on all data ranks, as XLA counts them before it optimizes.")
     if layout.num_ranks > 1 and layout.shared:
@@ -57,6 +58,8 @@ def _head(pipe: Pipeline, config: Config, num_params: int, example: Batch) -> li
     schedule = "a table of your own" if isinstance(config.schedule, Schedule) else config.schedule
     remat = getattr(config.remat, "__name__", "a policy") if callable(config.remat) else config.remat
     size = f"{counted(pipe.module.num_layers, 'layer')} in {counted(pipe.num_stages, 'stage')}"
+    if placed(pipe.layout):
+        size += f" on {counted(pipe.layout.num_ranks, 'rank')}"
     rows, ranks = jax.tree.leaves(example[0])[0].shape[0], data_size(pipe.mesh)
     each = f" ({rows // ranks:,} on each data rank)" if ranks > 1 else ""
     step = f"{counted(config.num_micro_batches, 'micro-batch', 'micro-batches')} of {counted(rows, 'row')}{each}"
@@ -113,7 +116,8 @@ def _uncast(pipe: Pipeline) -> list[list[jax.ShapeDtypeStruct]]:
 
 
 def _stages(layout: Layout, counts: Sequence[int], flops: Sequence[int]) -> list[list[str]]:
-    rows = [["stage", "layers", "kinds", "parameters", "", "FLOPs", ""]]
+    on = ["rank"] if placed(layout) else []
+    rows = [["stage", *on, "layers", "kinds", "parameters", "", "FLOPs", ""]]
 
     def numbers(of: Sequence[int], total: int, text: str) -> list[str]:
         return [text, f"{100 * sum(of) / total:.0f} %" if total else ""]
@@ -123,13 +127,14 @@ def _stages(layout: Layout, counts: Sequence[int], flops: Sequence[int]) -> list
         rows.append(
             [
                 str(stage),
+                *(str(layout.placement[stage]) for _ in on),
                 ranges(range(first, end)),
                 _names(layout.module, first, end),
                 *numbers(counts[mine], sum(counts), f"{sum(counts[mine]):,}"),
                 *numbers(flops[mine], sum(flops), short(sum(flops[mine]))),
             ]
         )
-    return [*rows, ["total", str(len(counts)), "", f"{sum(counts):,}", "", short(sum(flops)), ""]]
+    return [*rows, ["total", *("" for _ in on), str(len(counts)), "", f"{sum(counts):,}", "", short(sum(flops)), ""]]
 
 
 def _names(module: PipelineModule, first: int, end: int) -> str:

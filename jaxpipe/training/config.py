@@ -16,6 +16,7 @@ from jaxpipe.errors import ConfigError
 from jaxpipe.executor.remat import check_remat
 from jaxpipe.layout.zero import check_zero_stage
 from jaxpipe.model.precision import as_compute_dtype, as_rule
+from jaxpipe.schedules.on_ranks import check_num_chunks
 from jaxpipe.schedules.registry import TRAINING
 from jaxpipe.schedules.table import Schedule, is_path
 from jaxpipe.training.loss_scale import DynamicScale, LossScale, as_loss_scale
@@ -51,6 +52,9 @@ class Config:
       local_rows: what each of several processes yields of a micro-batch. False: all of it, the same in every process, and
         jaxpipe takes the rows that belong to its devices. True: only its own rows, `jaxpipe.local_rows(mesh, rows)`. With
         one process there is no difference.
+      num_chunks: the number of stages of a rank, for the schedules `"interleaved"`, `"looped_bfs"` and
+        `"interleaved_zero_bubble"`. The model is then cut into so many times more stages as there are ranks. `"zbv"` always
+        has 2, a table brings its own number, and all others have 1.
       steps_per_print: the loss is printed every so many steps; `None` never prints.
 
     Raises:
@@ -66,11 +70,13 @@ class Config:
     loss_scale: LossScale = None
     zero_stage: int = 0
     local_rows: bool = False
+    num_chunks: int = 1
     steps_per_print: int | None = None
 
     def __post_init__(self):
         self._set("num_micro_batches", count("num_micro_batches", self.num_micro_batches))
         self._check_schedule()
+        self._set("num_chunks", check_num_chunks(self.schedule, self.num_chunks))
         self._set("remat", check_remat(self.remat))
         if self.gradient_clipping is not None:
             more = ", the largest norm a gradient may have. Use None for no clipping."

@@ -1,9 +1,5 @@
 """Models that are built first: the model's own `__call__`, on one device, says what is right."""
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -193,18 +189,3 @@ def test_a_model_that_is_no_list_of_parts():
     ):
         jaxpipe.PipelineModule([model.embed, model], cross_entropy)
     assert VOCAB == 11 and jnp.isfinite(model.embed.table[...]).all()
-
-
-@pytest.mark.slow
-def test_the_page_runs(tmp_path):
-    page = (ROOT / "docs" / "parts_and_wholes.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    flags = "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_backend_optimization_level=0"
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    run = subprocess.run(
-        [sys.executable, "-c", "\n".join(blocks)], env=environment, capture_output=True, text=True, cwd=tmp_path
-    )
-    assert run.returncode == 0, run.stderr
-    alone, piped = re.search(r"the model (\d\.\d+), the engine (\d\.\d+)", run.stdout).groups()
-    assert abs(float(alone) - float(piped)) < 2e-4
-    assert re.search(r"^train  8,448 parameters of 27,264; 18,816 are frozen", run.stdout, re.M), run.stdout

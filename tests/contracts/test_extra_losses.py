@@ -1,8 +1,6 @@
 """Extra losses and metrics of layers, and metrics of `loss_fn`, in training and evaluation, against a loop in plain JAX."""
 
 import itertools
-import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -346,15 +344,3 @@ def test_a_hand_written_loop_pays_for_no_metrics():
     text = engine.lower_train((x, x)).as_text()
     assert " cosine" in text or "cosine" in engine.lower_train((x, x)).compile().as_text()
     assert "cosine" not in engine.pipe.lower_train(engine.state.params, (x, x)).compile().as_text()
-
-
-def test_the_example_of_the_manual_runs(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "losses_and_metrics.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    lines = [line for line in code.splitlines() if "jax_num_cpu_devices" not in line]
-    with jax.numpy_rank_promotion("allow"):
-        exec("\n".join(lines), {})
-    names, values, found = capsys.readouterr().out.strip().splitlines()
-    assert names == "['balance', 'busiest', 'error', 'grad_norm', 'loss', 'share']"
-    assert float(values.split()[0]) > float(values.split()[1]) > 0
-    assert all(f"'{name}': " in found for name in ("loss", "error", "balance", "busiest", "share"))

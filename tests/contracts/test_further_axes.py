@@ -1,7 +1,6 @@
 """Models that are cut over a further axis of the mesh, 2 x 2 x 2, against the oracle on one device."""
 
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -268,19 +267,3 @@ def test_an_annotated_module_runs_on_a_mesh_without_the_axis():
 def test_linen_layers_are_asked_for_their_axes_first():
     with pytest.raises(jaxpipe.errors.LayerError, match=r"layer 0 \(LinenEmbed\): .*Call pipe.check"):
         pipeline(experts(), "expert").from_layers([{}] * 5)
-
-
-# ------------------------------------------------------------------------------------------------------------- the manual
-
-
-def test_the_example_of_the_manual_runs(capsys):
-    page = (Path(__file__).parents[2] / "docs" / "further_axes.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    lines = [line for line in code.splitlines() if "jax_num_cpu_devices" not in line]
-    with jax.numpy_rank_promotion("allow"):
-        exec("\n".join(lines), {})
-    out = capsys.readouterr().out
-    assert re.search(r"^loss \d\.\d+$", out, re.M) and "PartitionSpec('pipe', None, None, 'model')" in out.replace(
-        "P(", "PartitionSpec("
-    )
-    assert re.search(r"over model along dim 0: down/kernel, up/bias +rules or annotations say so", out)

@@ -1,6 +1,7 @@
 """`generate`: token by token what one device makes of whole sequences, for any cut, mesh, number of rows and rules."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import jaxpipe
 from jaxpipe.errors import ConfigError, DataError, LayerError
 from jaxpipe.executor.generate_plan import Request
 from jaxpipe.executor.sampling import Sampling
-from tests.generation import ATTENTION, EMBED, HEAD, MOST, SCALE, VOCAB, WIDTH, by_hand, causal, prompts
+from tests.generation import ATTENTION, EMBED, HEAD, MOST, SCALE, VOCAB, WIDTH, attention, by_hand, causal, prompts
 
 
 def pipeline(module, stages=1, data=1, axes=None, **settings):
@@ -61,12 +62,13 @@ def test_a_further_axis_and_tied_weights():
     np.testing.assert_array_equal(pipe.generate(params, ids, 5), wanted)
 
 
-def drawn(key, temperature, top_k):
-    """The rule of the documentation, written once more: one row after the other."""
+def drawn(key, temperature, top_k, rows=None):
+    """The rule of the documentation, written once more: one row after the other; `rows`: their numbers, from 0 if None."""
 
     def choose(logits, number):
         tokens = []
-        for row, own in enumerate(np.asarray(logits) / np.float32(temperature)):
+        for index, own in enumerate(np.asarray(logits) / np.float32(temperature)):
+            row = index if rows is None else rows[index]
             order = np.argsort(-own, kind="stable")[:top_k] if top_k else np.arange(len(own))
             noise = jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, row), number), (len(order),))
             tokens.append(order[np.argmax(own[order] + noise)])
@@ -85,6 +87,24 @@ def test_what_is_drawn_depends_on_key_row_and_number_alone(stages, data, top_k, 
     np.testing.assert_array_equal(tokens, wanted)
     if stop is not None:
         assert (wanted[:, 4:] == stop).any(axis=1).tolist().count(True) in range(1, 5), "some rows stop, and not all"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_prompts_of_unlike_lengths(cached):
+    """A row is what it is among others of its length: its noise is that of its number among all prompts of the call."""
+    layers = causal().entries if cached else [EMBED, mixer(mean_of_before), HEAD]
+    module = jaxpipe.PipelineModule(list(layers), partition_method="uniform")
+    pipe, params = pipeline(module, 2, 2)
+    ids, key = prompts(6), jax.random.key(8)
+    given = [list(row[: 4 if number % 3 else 2]) for number, row in enumerate(ids)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default" if cached else "ignore")
+        found = pipe.generate(params, given, 3, temperature=2.5, top_k=4, stop=9, key=key)
+    assert [len(row) for row in found] == [5, 7, 7, 5, 7, 7]
+    for length, numbers in ((2, [0, 3]), (4, [1, 2, 4, 5])):
+        choose = drawn(key, 2.5, 4, numbers)
+        wanted = by_hand(module, pipe.to_layers(params), ids[numbers, :length], 3, choose, 9)
+        np.testing.assert_array_equal(np.stack([found[number] for number in numbers]), wanted)
 
 
 def test_the_second_call_compiles_nothing_and_another_key_draws_others(no_compiles):
@@ -117,9 +137,11 @@ def test_it_ends_when_every_row_has_stopped():
 def test_caches_are_updated_in_place():
     """No copy of a whole cache buffer in any loop: each token would pay for all positions of all layers."""
     pipe, params = pipeline(causal(), 2)
+    pipe.states.see(prompts(6)[None])
     request = Request(6, 4, 5, Sampling())
     grouped = prompts(6).reshape(2, 3, 4).astype(np.int32)
-    program = pipe.generator._jitted.lower(params, grouped, np.float32(1), jax.random.key(0), request=request)
+    given = grouped, np.arange(6, dtype=np.int32).reshape(2, 3), np.float32(1), jax.random.key(0)
+    program = pipe.generator._jitted.lower(params, *given, pipe.states.brought(None), request=request)
     text = program.compile().as_text()
     buffer = rf"f32\[(?:2,2|4),3,9,{WIDTH}\]"
     assert re.search(rf"= {buffer}\S* dynamic-update-slice\(", text), "the buffer of a leaf of two layers is not found"
@@ -223,6 +245,55 @@ def test_in_a_jit_of_the_caller_and_in_an_engine():
     assert np.isfinite(engine.train_batch(iter([(prompts(2), labels)]))), "training goes on"
 
 
+class Normed(nnx.Module):
+    def __init__(self, *, rngs):
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+
+    def __call__(self, x, train=False):
+        return self.norm(x, use_running_average=not train)
+
+
+def shifted(params, state, x, *, cache=None, position=None):
+    """Attention behind a shift that is state, which every call changes; evaluations must not."""
+    x = attention(params, x + state["shift"][None, None], cache=cache, position=position)
+    return x, {"shift": state["shift"] + 1}
+
+
+def with_state(key, x):
+    return ATTENTION.init(key, x), {"shift": jax.random.normal(key, (WIDTH,))}
+
+
+SHIFTED = jaxpipe.Layer(with_state, shifted, "Shifted", stateful=True, init_cache=ATTENTION.init_cache)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_state_of_layers_is_read_and_not_changed(cached):
+    whole = [] if cached else [mixer(mean_of_before)]
+    layers = [EMBED, *[SHIFTED] * 2, jaxpipe.LayerSpec(Normed), *whole, *[SHIFTED] * 2, HEAD]
+    module = jaxpipe.PipelineModule(
+        layers,
+        lambda y, t: optax.softmax_cross_entropy_with_integer_labels(y, t).mean(),
+        partition_method=[0, 3, len(layers)],
+    )
+    ids = prompts(4)
+    mesh = jaxpipe.make_mesh(pipe=2, data=2)
+    engine = jaxpipe.initialize(module, optax.sgd(1e-5), mesh=mesh, example=(ids, ids), key=0)
+    engine.train_batch(iter([(ids, ids)]))
+    before = jax.device_get(engine.layer_state())
+    wanted = by_hand(module, engine.to_layers(), ids, 4, layer_state=before)
+    if not cached:
+        with pytest.warns(UserWarning, match="has no cache"):
+            np.testing.assert_array_equal(engine.generate(ids, 4), wanted)
+        return
+    np.testing.assert_array_equal(engine.generate(ids, 4), wanted)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(engine.layer_state()), before)
+    with pytest.raises(LayerError, match="has state"):
+        engine.pipe.generate(engine.state.params, ids, 4)
+    none = [jax.tree.map(np.zeros_like, each) for each in before]
+    other = engine.pipe.generate(engine.state.params, ids, 4, layer_state=none)
+    assert (np.asarray(other) != wanted).any(), "another state gives other tokens"
+
+
 @pytest.fixture(scope="module")
 def small():
     return pipeline(causal(), 2)
@@ -231,18 +302,20 @@ def small():
 @pytest.mark.parametrize(
     ("ids", "options", "error", "message"),
     [
-        (np.ones((2, 4)), {}, DataError, r"float32\[2,4\]. Prompts are ids of tokens, integers \[N, T\]"),
+        (np.ones((2, 4)), {}, DataError, r"float32\[2,4\]. Prompts are ids of tokens: integers \[N, T\]"),
         (np.ones(4, int), {}, DataError, r"int32\[4\]. Prompts"),
         (np.ones((0, 4), int), {}, DataError, "Prompts"),
-        ([[1, 2], [3]], {}, DataError, "Prompts of unlike lengths"),
+        ([[1, 2], []], {}, DataError, "Prompts are ids"),
+        ({"source": prompts(2), "target": prompts(2)}, {}, DataError, "a dict.*evaluated once per token"),
         (["a"], {}, DataError, "Prompts are ids"),
         (
             np.full((2, 4), 2**40),
             {},
             DataError,
-            "int64, from 1099511627776 to 1099511627776. Ids of tokens are taken as int32",
+            "int64, from 1099511627776 to 1099511627776. Ids of tokens are from 0 to 2147483647",
         ),
-        ([[2**40, 1]], {}, DataError, "Ids of tokens are taken as int32"),
+        ([[-1, 1]], {}, DataError, "int64, from -1 to 1. Ids of tokens"),
+        ([[VOCAB, 1]], {}, DataError, "the id 13, but the model knows 13 tokens, 0 to 12"),
         (prompts(2), {"max_new_tokens": 0}, ConfigError, "max_new_tokens=0 must be an integer, 1 or more"),
         (prompts(2), {"temperature": -1}, ConfigError, "temperature=-1"),
         (prompts(2), {"temperature": "hot"}, ConfigError, "temperature='hot'"),

@@ -24,7 +24,25 @@ AXES = {
     "model": ("tied", "untied", "mixed"),
     "partition": ("uniform", "parameters", "uneven"),
 }
-UNEVEN = {1: [0, 9], 2: [0, 2, 9], 3: [0, 4, 5, 9], 4: [0, 1, 5, 6, 9], 8: [0, 1, 2, 3, 4, 5, 7, 8, 9]}
+UNEVEN = {
+    1: [0, 9],
+    2: [0, 2, 9],
+    3: [0, 4, 5, 9],
+    4: [0, 1, 5, 6, 9],
+    6: [0, 1, 3, 4, 6, 8, 9],
+    8: [0, 1, 2, 3, 4, 5, 7, 8, 9],
+}
+# Schedules with several stages per rank: "stages" are those of all ranks. More placements are in test_chunks.py.
+CHUNKED = {
+    "stages": ((2, 2), (3, 2), (2, 4)),  # ranks, chunks
+    "data": (1, 2),
+    "micro_batches": (2, 5),
+    "schedule": ("interleaved", "looped_bfs"),
+    "remat": ("layer", "none", 2),
+    "dropout": (True, False),
+    "model": ("tied", "untied", "mixed"),
+    "partition": ("uneven",),
+}
 
 
 def pairwise(axes):
@@ -44,10 +62,14 @@ def pairwise(axes):
     return cases
 
 
-CASES = pairwise(AXES)
+CASES, SEVERAL = pairwise(AXES), pairwise(CHUNKED)
 
 
-@pytest.mark.parametrize("case", CASES, ids=["-".join(map(str, case.values())) for case in CASES])
+def id_of(case):
+    return "-".join(str(value).replace(", ", "x").strip("()") for value in case.values())
+
+
+@pytest.mark.parametrize("case", [*CASES, *SEVERAL], ids=map(id_of, [*CASES, *SEVERAL]))
 def test_equals_oracle(case):
     check(case, 1e-6)
 
@@ -97,21 +119,23 @@ FLOAT64 = [
 ]
 
 
-@pytest.mark.parametrize("case", FLOAT64, ids=["-".join(map(str, case.values())) for case in FLOAT64])
+@pytest.mark.parametrize("case", FLOAT64, ids=map(id_of, FLOAT64))
 def test_equals_oracle_in_64_bits(case):
     with jax.enable_x64(True):
         check(case, 1e-12)
 
 
 def check(case, tolerance):
-    stages, num_micro_batches = case["stages"], case["micro_batches"]
-    partition = UNEVEN[stages] if case["partition"] == "uneven" else case["partition"]
+    ranks, chunks = case["stages"] if isinstance(case["stages"], tuple) else (case["stages"], 1)
+    num_micro_batches = case["micro_batches"]
+    partition = UNEVEN[ranks * chunks] if case["partition"] == "uneven" else case["partition"]
     module = MODELS[case["model"]](partition)
     remat = case["remat"]
     if remat == "policy":
         remat = jax.checkpoint_policies.dots_saveable
-    mesh = jaxpipe.make_mesh(pipe=stages, data=case["data"])
-    pipe = jaxpipe.Pipeline(module, mesh, num_micro_batches, case["schedule"], remat, poison=True)
+    mesh = jaxpipe.make_mesh(pipe=ranks, data=case["data"])
+    schedule = case["schedule"]
+    pipe = jaxpipe.Pipeline(module, mesh, num_micro_batches, schedule, remat, num_chunks=chunks, poison=True)
     batch = make_batch(num_micro_batches)
     params = pipe.init(jax.random.key(1), batch[0][0])
     key = jax.random.key(2) if case["dropout"] else None
@@ -133,6 +157,6 @@ def check(case, tolerance):
 
 
 def test_the_cases_cover_every_pair():
-    covered = {frozenset(pair) for case in CASES for pair in itertools.combinations(case.items(), 2)}
-    wanted = sum(len(AXES[a]) * len(AXES[b]) for a, b in itertools.combinations(AXES, 2))
-    assert len(covered) == wanted
+    for cases, axes in ((CASES, AXES), (SEVERAL, CHUNKED)):
+        covered = {frozenset(pair) for case in cases for pair in itertools.combinations(case.items(), 2)}
+        assert len(covered) == sum(len(axes[a]) * len(axes[b]) for a, b in itertools.combinations(axes, 2))

@@ -96,7 +96,7 @@ def dumps(name, ranks, micro_batches, tmp_path, chunks=2):
     return texts
 
 
-SIZES = [(1, 2), (2, 2), (2, 4), (2, 6), (4, 4), (4, 8), (4, 12)]
+SIZES = [(1, 2), (2, 2), (2, 4), (2, 6), (2, 8), (4, 4), (4, 8), (4, 12)]
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,10 @@ def test_rows_of_the_last_rank_come_to_all():
     """In the order of the data ranks, and as they are: added to the zeros of other ranks, -0.0 would be 0.0."""
     mesh = jaxpipe.make_mesh(pipe=2, data=3)
     values = np.where(rng.random((6, 4, 2, 5)) < 0.5, -0.0, rng.normal(size=(6, 4, 2, 5))).astype(np.float32)
-    found = on(mesh, lambda tree: reduce.from_last_rank(tree, mesh), {"a": values, "b": values > 0})
+    found = on(mesh, lambda tree: reduce.from_rank(1, tree, mesh), {"a": values, "b": values > 0})
     wanted = np.concatenate(values[3:], axis=1)  # [M, all rows, ...]
     for name, right in {"a": wanted, "b": wanted > 0}.items():
         for device in np.asarray(found[name]):
             assert device.dtype == right.dtype and device.tobytes() == right.tobytes()
     one = jaxpipe.make_mesh()
-    assert (on(one, lambda a: reduce.from_last_rank(a, one), values[:1])[0] == values[0]).all()
+    assert (on(one, lambda a: reduce.from_rank(0, a, one), values[:1])[0] == values[0]).all()

@@ -52,7 +52,7 @@ def test_forward_and_backward(remat, wanted):
     def run(params, ids, labels, key):
         held = plan.weights.enter(params, jnp.int32(0))
         buffers = plan.store.allocate(poison=True)
-        micro_batch = MicroBatch(key, ids, labels, jnp.int32(1), jnp.int32(0))
+        micro_batch = MicroBatch(key, ids, labels, jnp.int32(1), jnp.int32(0), jnp.int32(0), jnp.int32(0))
         y, buffers, beside = program.forward(held, ids, micro_batch, buffers, Aux())
         grads = plan.weights.blank_gradients(held)
         both = Twice.of(held)

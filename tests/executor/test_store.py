@@ -1,5 +1,6 @@
 """Places of what is kept: they never overlap within a stage program, and programs share the buffers."""
 
+import itertools
 import math
 
 import jax
@@ -19,13 +20,13 @@ KINDS = [F32, I32, WIDE, KEY]
 segments = st.lists(st.tuples(st.lists(st.sampled_from(range(4)), max_size=4), st.integers(1, 4)), max_size=4)
 
 
-def settled(programs, slots):
+def settled(programs, slots, together=()):
     """A store of some programs, each a list of (kinds of values, repeats), and the entries of each."""
     plan, entries = Store(), []
     for program in programs:
         kept = plan.program()
         entries.append([(kept.take([KINDS[kind] for kind in kinds], repeats), repeats) for kinds, repeats in program])
-    plan.settle(slots)
+    plan.settle(slots, together)
     return plan, entries
 
 
@@ -52,6 +53,25 @@ def test_values_of_a_program_never_overlap_and_fit_the_buffers(programs):
             kinds = [plan.kinds[entry.kind] for taken, repeats in segments for entry in taken for _ in range(repeats)]
             most = max(most, count * sum(math.prod(aval.shape) for aval in kinds if aval.dtype == dtype))
         assert sum(math.prod(aval.shape) for aval in found.values() if aval.dtype == dtype) <= 1.01 * most
+
+
+@settings(max_examples=60)
+@given(st.lists(segments, min_size=2, max_size=4), st.integers(1, 3), st.booleans())
+def test_programs_of_one_rank_number_their_slots_together(programs, count, all_together):
+    """Whichever of them has a slot, it meets nothing that another one has in another slot."""
+    together = [range(len(programs))] if all_together else [{0, 1}, {1, len(programs) - 1}]
+    plan, entries = settled(programs, [count] * len(programs), together)
+    group = range(len(programs)) if all_together else sorted({0, 1, len(programs) - 1})
+    found = plan.avals()
+    owners = {}
+    for number in group:
+        for slot in range(count):
+            for taken, repeats in entries[number]:
+                for entry, repeat in itertools.product(taken, range(repeats)):
+                    at, length = entry.program.place(entry, slot, repeat)
+                    assert at + length <= found[entry.buffer].shape[0]
+                    for i in range(length):
+                        assert owners.setdefault((entry.buffer, at + i), slot) == slot
 
 
 def test_values_that_are_kept_apart_share_no_buffer():

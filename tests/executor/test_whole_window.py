@@ -20,7 +20,10 @@ def sums(ids):
 def run(outputs, stop=None):
     prompts = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (2, 3, 4)), jnp.int32)
     request = Request(6, 4, 5, Sampling(stop=stop))
-    return np.asarray(prompts), recompute(outputs, request, VOCAB, prompts, jnp.float32(1), jax.random.key(0))
+    numbers = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)
+    return np.asarray(prompts), recompute(
+        outputs, request, VOCAB, (prompts, numbers), jnp.float32(1), jax.random.key(0)
+    )
 
 
 @pytest.mark.parametrize("stop", [None, 3])

@@ -28,10 +28,10 @@ X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
 MESH = jaxpipe.make_mesh(pipe=1)
 
 
-def stages(entries, cuts, x=X):
+def stages(entries, cuts, x=X, placement=None):
     module = jaxpipe.PipelineModule(entries)
     shapes = module.shapes(x, mesh=MESH)
-    return make_stages(Layout(module, cuts, [each.params for each in shapes]), shapes)
+    return make_stages(Layout(module, cuts, [each.params for each in shapes], placement=placement), shapes)
 
 
 def sizes(stage):
@@ -47,6 +47,23 @@ def test_runs_of_like_layers():
     assert second.parts[1].address == Address("shared", "6_Other") and second.parts[1].label == "layer 6 (Other)"
     assert first.parts[1].address is None and len(first.part_inputs) == len(first.parts)
     assert (first.is_first, first.is_last, second.is_first, second.is_last) == (True, False, False, True)
+
+
+def test_slots_are_counted_from_the_first_one_of_the_stage():
+    """So that stages of one rank that compute the same are one program; where each begins, the stage says."""
+    made = stages([OTHER, *[BLOCK] * 3, OTHER, *[BLOCK] * 3], (0, 2, 4, 6, 8), placement=(0, 1, 0, 1))
+    assert [sizes(stage) for stage in made] == [
+        [(0, 1, 0), (1, 1, 0)],
+        [(0, 2, 0)],
+        [(0, 1, 0), (1, 1, 0)],
+        [(0, 2, 0)],
+    ]
+    block, other = Address("stacked", "Block"), Address("stacked", "Other")
+    assert [stage.slots for stage in made] == [{other: 0, block: 0}, {block: 0}, {other: 1, block: 1}, {block: 2}]
+    assert made[1].program_key() != made[3].program_key(), "the last one has the loss"
+    made = stages([BLOCK] * 12, (0, 2, 4, 6, 8, 10, 12), placement=(0, 1, 1, 0, 0, 1))
+    assert len({stage.program_key() for stage in made[1:5]}) == 1
+    assert [list(stage.slots.values()) for stage in made] == [[0], [0], [2], [2], [4], [4]]
 
 
 def test_layers_without_weights_are_scanned_only_with_their_own_kind():

@@ -1,11 +1,14 @@
 """Who sends what to whom."""
 
+import itertools
+
 from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxpipe import schedules
-from jaxpipe.lowering.channels import DX, Channel, Y, channels, clock, messages
+from jaxpipe.lowering.channels import DX, Channel, Y, channels, clock, messages, paths
 from jaxpipe.schedules import Op, Schedule
-from tests.lowering.programs import random_schedules
+from tests.lowering.programs import in_random_order, loop_of, random_placements, random_schedules, v_of
 
 
 @given(random_schedules())
@@ -51,3 +54,72 @@ def test_a_split_backward_sends_the_gradient_of_the_input():
     (message,) = [each for each in messages(schedule) if each.value == DX]
     ticks = clock(schedule)
     assert (message.sent, message.read) == (ticks["I", 1, 0], ticks["I", 0, 0])
+
+
+@given(random_placements())
+def test_each_permute_is_a_set_of_paths(placement):
+    """No source and no target twice, nothing goes round, each edge is in one channel, and what stays has one of its own."""
+    routed = messages(in_random_order(placement, 2, 0))
+    found = channels(routed)
+    carried = [(channel.value, edge) for channel in found for edge in channel.edges]
+    assert sorted(carried) == sorted({(each.value, each.edge) for each in routed}), "once each"
+    for value in (Y, DX):
+        assert sum(channel.is_local for channel in found if channel.value == value) <= 1
+    for channel in found:
+        if channel.is_local:
+            assert all(source == target for source, target in channel.edges)
+        else:
+            _check_paths(channel.edges)
+
+
+def _check_paths(edges):
+    sources, targets = [a for a, _ in edges], [b for _, b in edges]
+    assert len(set(sources)) == len(sources) and len(set(targets)) == len(targets)
+    left = dict(edges)
+    while left:  # taken off from the ends: of a cycle nothing could be
+        ends = [source for source, target in left.items() if target not in left]
+        assert ends, f"{sorted(edges)} goes round"
+        for source in ends:
+            del left[source]
+
+
+def test_a_loop_needs_one_channel_more_and_a_v_one_for_each_way():
+    """For each value: (0, 1), (1, 2) and (2, 0); down, up, and the stage beside the other one."""
+
+    def edges_of(placement):
+        found = channels(messages(in_random_order(placement, 2, 0)))
+        return [sorted(channel.edges) for channel in found if channel.value == Y]
+
+    assert edges_of(loop_of(3, 2)) == [[(0, 1), (1, 2)], [(2, 0)]]
+    assert edges_of(loop_of(2, 3)) == [[(0, 1)], [(1, 0)]]
+    assert edges_of(v_of(3)) == [[(2, 2)], [(0, 1), (1, 2)], [(1, 0), (2, 1)]]
+    assert edges_of(loop_of(1, 3)) == [[(0, 0)]]
+
+
+@given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(lambda e: e[0] != e[1]), max_size=7))
+def test_there_are_as_few_sets_as_possible(edges):
+    """Compared with all ways to deal out few edges, one set after the other."""
+    found = paths(edges)
+    assert sorted(edge for group in found for edge in group) == sorted(edges)
+    for group in found:
+        _check_paths(group)
+    assert len(found) == _fewest(tuple(sorted(edges)))
+
+
+def _fewest(edges):
+    for count in range(len(edges) + 1):
+        for dealt in itertools.product(range(count), repeat=max(0, len(edges) - 1)):
+            if edges and not count:
+                break
+            groups = [{edge for edge, own in zip(edges, (0, *dealt), strict=True) if own == n} for n in range(count)]
+            if all(_are_paths(group) for group in groups):
+                return count
+    raise AssertionError(edges)
+
+
+def _are_paths(edges):
+    try:
+        _check_paths(edges)
+    except AssertionError:
+        return False
+    return True

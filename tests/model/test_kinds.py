@@ -1,6 +1,4 @@
-"""Kinds and recipes of functions: what is handed to them, and that nothing gets out that is no JAX array."""
-
-import functools
+"""Kinds: nothing gets out of one that is no JAX array, and errors say whose they are."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,7 @@ import pytest
 
 from jaxpipe.model.blame import Fault, blame
 from jaxpipe.model.context import Aux, Context
-from jaxpipe.model.kinds import BoundLayer, Kind, recipe_of_callable, recipe_of_layer
-from jaxpipe.model.specs import Layer
+from jaxpipe.model.kinds import BoundLayer, Kind
 
 X, KEY = jnp.ones(3), jax.random.key(0)
 
@@ -39,70 +36,3 @@ def test_a_layer_asks_for_its_kind():
     kind = Kind(lambda key, x: {}, lambda params, x, context, train: (x, Aux()), uses_key=True)
     layer = BoundLayer("Mine", kind)
     assert (layer.init, layer.apply, layer.uses_key) == (kind.init, kind.apply, True)
-
-
-def test_recipe_of_a_pair():
-    layer = Layer(lambda key, x: {"w": jnp.float32(2)}, lambda p, x, key, train=False: (p["w"] * x, key is None, train))
-    recipe = recipe_of_layer("given", layer)
-    assert recipe.name == "given" and recipe_of_layer("given", Layer(layer.init, layer.apply, "Own")).name == "Own"
-    kind = recipe.adapt()
-    assert kind.uses_key
-    (y, no_key, train), _ = kind.apply(kind.init(KEY, X), X, Context(), True)
-    assert (y == 2).all() and no_key and train
-    assert not kind.apply(kind.init(KEY, X), X, Context(KEY), False)[0][2]
-    other = recipe_of_layer("given", layer, forward_fn=lambda p, x: x - p["w"])
-    assert (
-        other.adapt().apply({"w": jnp.float32(2)}, X, Context(), True)[0] == -1
-    ).all() and other.source != recipe.source
-
-
-def test_recipe_of_a_function():
-    def drop(x, deterministic=True, *, key=None):
-        return x * (1.0 if deterministic else 0.0)
-
-    kind = recipe_of_callable(drop).adapt()
-    assert kind.init(KEY, X) == {} and kind.uses_key
-    assert (kind.apply({}, X, Context(KEY), True)[0] == 0).all()
-    assert (kind.apply({}, X, Context(KEY), False)[0] == 1).all() and (
-        kind.apply({}, X, Context(), True)[0] == 1
-    ).all(), "no key, no dropout"
-    assert (
-        recipe_of_callable(functools.partial(drop)).name == "drop" and recipe_of_callable(lambda x: x).name == "lambda"
-    )
-    assert recipe_of_callable(jnp.tanh).source[1] is jnp.tanh
-
-
-def test_a_pair_with_state():
-    def init(key, x):
-        return {"w": jnp.float32(2)}, {"seen": jnp.float32(0), "table": jnp.ones(3)}
-
-    def apply(params, state, x, *, train, key=None):
-        assert key is None
-        return params["w"] * x + state["seen"], {"seen": state["seen"] + (1 if train else 100), "table": state["table"]}
-
-    kind = recipe_of_layer("given", Layer(init, apply, stateful=True)).adapt()
-    assert kind.uses_key and kind.init(KEY, X) == {"w": 2}
-    state = kind.init_state(KEY, X)
-    y, aux = kind.apply(kind.init(KEY, X), X, Context(None, state), True)
-    assert (y == 2).all() and aux.state["seen"] == 1 and aux.state["table"] is state["table"]
-    y, aux = kind.apply(kind.init(KEY, X), X, Context(None, aux.state), False)
-    assert (y == 3).all() and aux.state["seen"] == 1, "an evaluation changes nothing"
-    assert (
-        recipe_of_layer("given", Layer(init, apply, stateful=True)).source
-        != recipe_of_layer("given", Layer(init, apply)).source
-    )
-
-
-@pytest.mark.parametrize(
-    ("init", "apply", "message"),
-    [
-        (lambda k, x: {"w": 1.0}, None, r"init returns \(params, state\), but it returned a dict"),
-        (lambda k, x: ({}, {}), lambda p, s, x: x, r"apply returns \(y, new state\), but it returned a "),
-        (lambda k, x: ({}, {}), lambda p, s, x: (x, s, s), "returned a tuple of 3"),
-        (lambda k, x: ({}, {"k": jax.random.key(0)}), None, "the PRNG key 'k' in its state"),
-    ],
-)
-def test_a_pair_with_state_that_returns_something_else(init, apply, message):
-    kind = recipe_of_layer("given", Layer(init, apply or (lambda p, s, x: (x, s)), stateful=True)).adapt()
-    with pytest.raises(Fault, match=message):
-        kind.apply(kind.init(KEY, X), X, Context(None, kind.init_state(KEY, X)), True)

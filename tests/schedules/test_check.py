@@ -1,14 +1,17 @@
 """Every way of breaking a table is found, and named."""
 
+import re
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jaxpipe.errors import ScheduleError
-from jaxpipe.schedules import Op, Schedule
+from jaxpipe.schedules import Op, Schedule, registry
 from jaxpipe.schedules.check import check_positive, split_pairs
-from tests.schedules.tables import examples, runs, tables
+from tests.schedules.tables import examples, random_schedule, runs, tables
 
 
 def cells(rows):
@@ -94,6 +97,50 @@ def test_backward_is_b_or_i_and_w_never_another_mix(table, data):
     broken[rank].append(Op(kind, op.stage, op.micro_batch))
     with pytest.raises(ScheduleError, match=f"stage {op.stage} for micro-batch {op.micro_batch} is wrong: .* either"):
         Schedule(broken, placement)
+
+
+@pytest.mark.parametrize("name", sorted(registry.TRAINING))
+def test_swapping_two_cells_of_a_built_in_table_runs_or_names_a_cell(name):
+    """The oracle of the order within a row is a graph without a cycle. Whatever is refused names an op that was moved or
+    waits."""
+    chunks = registry.chunks_of(name, 2 if name in registry.CHUNKED else 1)
+    random, table = Random(name), registry.get(name, 3 * chunks, 5, chunks)
+    refused = 0
+    for _ in range(40):
+        rows = mutable(table.rows)
+        (rank, column), (other, its_column) = random.sample(cells(rows), 2)
+        moved = rows[rank][column], rows[other][its_column]
+        rows[rank][column], rows[other][its_column] = reversed(moved)
+        if rank == other and runs(rows):
+            Schedule(rows, table.placement)
+            continue
+        refused += 1
+        message = "deadlock: rank" if rank == other else r"is in row \d, column \d+, but placement puts stage"
+        with pytest.raises(ScheduleError, match=message) as caught:
+            Schedule(rows, table.placement)
+        named = {text for text in re.findall(r"\d+[FBIW]\d+", str(caught.value))}
+        assert named and (rank == other or named <= {str(op) for op in moved})
+    assert refused > 20
+
+
+@pytest.mark.parametrize("backward", ["whole", "split", "mixed"])
+def test_random_schedules_are_of_all_kinds(backward):
+    found = [random_schedule(seed, backward=backward) for seed in range(60)]
+    assert found[:3] == [random_schedule(seed, backward=backward) for seed in range(3)]
+    assert {table.num_chunks for table in found} == {1, 2, 3} and {table.num_ranks for table in found} == {2, 3, 4}
+    assert any(table.placement[0] != 0 for table in found) and {table.num_micro_batches for table in found} == {
+        1,
+        2,
+        3,
+        4,
+    }
+    neighbours = [list(zip(table.placement, table.placement[1:], strict=False)) for table in found]
+    assert any(a == b for pairs in neighbours for a, b in pairs) and any(
+        abs(a - b) > 1 for pairs in neighbours for a, b in pairs
+    )
+    kinds = [{op.kind for row in table.rows for op in row} for table in found]
+    assert all(kind == {"whole": set("FB"), "split": set("FIW")}.get(backward, kind) for kind in kinds)
+    assert backward != "mixed" or set("FBIW") in kinds
 
 
 def test_deadlock_message_names_every_waiting_rank():

@@ -54,6 +54,74 @@ def test_peak_live_counts_what_is_held_at_one_moment(table, forward, backward_in
 
 
 @examples
+@given(tables(), st.data())
+def test_every_stage_and_every_edge_has_its_own_cost(table, data):
+    schedule = Schedule(*table)
+    stages, ranks = schedule.num_stages, range(schedule.num_ranks)
+    per_stage = {kind: data.draw(st.lists(COST, min_size=stages, max_size=stages)) for kind in "FIW"}
+    per_stage["B"] = [i + w for i, w in zip(per_stage["I"], per_stage["W"], strict=True)]
+    comm = {(a, b): data.draw(st.integers(0, 3)) for a in ranks for b in ranks}
+
+    def duration(op):
+        return per_stage[op.kind][op.stage]
+
+    def delay(source, op):
+        ends = schedule.placement[source.stage], schedule.placement[op.stage]
+        return comm[ends] if ends[0] != ends[1] else 0
+
+    costs = per_stage["F"], per_stage["I"], per_stage["W"]
+    timeline = simulate(schedule, *costs, comm=comm)
+    assert timeline.starts == longest_paths(schedule.rows, duration, delay)
+    busy = [sum(duration(op) for op in row if op) for row in schedule.rows]
+    assert timeline.bubble == timeline.makespan - max(busy)
+    for sync in ("neighbour", "global"):
+        assert simulate(schedule, *costs, comm=comm, sync=sync).makespan >= timeline.makespan
+
+
+@examples
+@given(tables(forward_only=False), st.data())
+def test_peak_bytes_count_what_is_kept_at_one_moment(table, data):
+    """At the start of each op: what is between F and B or I, and what is between I and W."""
+    schedule = Schedule(*table)
+    sizes = st.lists(st.integers(0, 9), min_size=schedule.num_stages, max_size=schedule.num_stages)
+    memory, pending = data.draw(sizes), data.draw(sizes)
+    timeline = simulate(schedule, memory=memory, pending=pending)
+    at = {(op.kind, op.stage, op.micro_batch): time for op, time in timeline.starts.items()}
+    until = {(op.kind, op.stage, op.micro_batch): time for op, time in timeline.ends.items()}
+    for rank in range(schedule.num_ranks):
+        moments = [start for op, start in timeline.starts.items() if schedule.placement[op.stage] == rank]
+        held = waiting = 0
+        for now in moments:
+            total = number = 0
+            for kind, stage, m in at:
+                if schedule.placement[stage] != rank or at[kind, stage, m] > now:
+                    continue
+                if kind == "F":
+                    total += memory[stage] * (now < until["B" if ("B", stage, m) in at else "I", stage, m])
+                if kind == "I":
+                    total += pending[stage] * (now < until["W", stage, m])
+                    number += now < until["W", stage, m]
+            held, waiting = max(held, total), max(waiting, number)
+        assert timeline.peak_bytes[rank] == held
+        assert timeline.peak_pending[rank] == Fraction(waiting, schedule.num_chunks)
+        assert max(amount for _, amount in timeline.held[rank]) == held
+        assert timeline.held[rank][-1][1] == 0, "all is given back"
+
+
+@examples
+@given(tables())
+def test_memory_of_one_kind_says_the_same_as_peak_live(table):
+    schedule = Schedule(*table)
+    ones = [1] * schedule.num_stages
+    timeline = simulate(schedule, memory=ones)
+    assert timeline.peak_bytes == tuple(peak * schedule.num_chunks for peak in timeline.peak_live)
+    assert simulate(schedule).peak_bytes is None
+    assert simulate(schedule, pending=ones).peak_bytes == tuple(n * schedule.num_chunks for n in timeline.peak_pending)
+    plain = simulate(schedule)
+    assert [max(amount for _, amount in held) for held in plain.held] == list(plain.peak_live)
+
+
+@examples
 @given(tables(), COST, COST)
 def test_global_sync_costs_the_slowest_op_of_each_tick(table, forward, backward):
     schedule = Schedule(*table)
@@ -158,6 +226,11 @@ def test_numbers_stay_exact():
         ({"forward": -1}, "forward=-1: a cost must be"),
         ({"comm": float("nan")}, "comm=nan"),
         ({"backward_weight": float("inf")}, "backward_weight=inf"),
+        ({"forward": [1, 2, 3]}, "forward has 3 entries, but the schedule has 2 stages"),
+        ({"memory": [1]}, "memory has 1 entries, but the schedule has 2 stages"),
+        ({"memory": 5}, "memory=5: expected one number for each of the 2 stages"),
+        ({"pending": [1, -1]}, r"pending\[1\]=-1"),
+        ({"comm": {(0, 1): 1}}, r"comm has no time for \(1, 0\)"),
         ({"sync": "barrier"}, "sync='barrier' is not known; use one of 'none', 'neighbour', 'global'"),
     ],
 )

@@ -37,6 +37,7 @@ def test_defaults():
         "loss_scale": None,
         "zero_stage": 0,
         "local_rows": False,
+        "num_chunks": 1,
         "steps_per_print": None,
     }
 
@@ -88,7 +89,7 @@ def test_num_micro_batches_refused(value):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("1f1", "is not a known schedule. Did you mean '1f1b'.*'gpipe', a Schedule"),
+        ("1f1", "is not a known schedule. Did you mean '1f1b'.*'gpipe',.* a Schedule"),
         ("", "schedule='' is not a known schedule. It must be one of '1f1b'"),
         ("forward_only", "is not a known schedule"),
         (None, "is a NoneType. It must be one of"),

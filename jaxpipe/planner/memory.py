@@ -1,0 +1,96 @@
+"""Bytes on a chip: what it stores from step to step, and what a step adds. As `TrainPlan.bytes_per_rank` counts a plan.
+
+All devices run one program, so each has buffers as large as the rank that needs most of them.
+"""
+
+import functools
+from collections import Counter
+
+import numpy as np
+
+from jaxpipe.planner.candidate import Candidate
+from jaxpipe.planner.cost import Costs
+from jaxpipe.planner.stages import Stages, groups
+
+# Bytes per weight: float32 masters with two moments, as Adam keeps them; and the float32 sums of gradients.
+MASTER, MOMENTS, GRADIENT = 4, 8, 4
+
+
+class Memory:
+    """Counts bytes.
+
+    Args:
+      costs: of the layers.
+    """
+
+    def __init__(self, costs: Costs):
+        self.costs, self.groups = costs, groups(costs)
+        self.members = Counter(self.groups)
+        owners = costs.model.module.owners
+        self.users = [[use for use, owner in enumerate(owners) if owner == index] for index in range(len(owners))]
+        self.weights = functools.lru_cache(maxsize=4096)(self._weights)
+
+    def _weights(
+        self, size: int, boundaries: tuple[int, ...], placement: tuple[int, ...]
+    ) -> tuple[float, float, float]:
+        """Of a chip: how many weights it stores, with how many it computes, and bytes of the latter as a step sees them."""
+        weights, ranks = self.costs.weights(size), max(placement) + 1
+        rank_of = [
+            placement[stage]
+            for stage, (start, stop) in enumerate(zip(boundaries, boundaries[1:], strict=False))
+            for _ in range(start, stop)
+        ]
+        stored = held = computed = 0.0
+        own = np.zeros((2, ranks))
+        for group, members in self.members.items():
+            if group < 0:
+                continue
+            one = weights[group]
+            if members > 1:
+                homes = [rank_of[index] for index, number in enumerate(self.groups) if number == group]
+                slots = max(Counter(homes).values())
+                stored, held = stored + slots * one.numbers, held + slots * one.numbers
+                computed += slots * one.computed
+                continue
+            stored += one.numbers / ranks
+            homes = {rank_of[use] for use in self.users[group]}
+            if len(homes) > 1 or one.cut:  # on all ranks during a step
+                held, computed = held + one.numbers, computed + one.computed
+            else:
+                own[:, homes.pop()] += one.numbers, one.computed
+        most = own.max(1)
+        return float(stored), float(held + most[0]), float(computed + most[1])
+
+    def count(
+        self,
+        candidate: Candidate,
+        stages: Stages,
+        boundaries: tuple[int, ...],
+        placement: tuple[int, ...],
+        live: np.ndarray,
+        pending: np.ndarray,
+    ) -> dict[str, float]:
+        """Bytes by category.
+
+        Args:
+          live, pending: [stages], of how many micro-batches a stage keeps what is saved, and what waits between I and W.
+        """
+        stored, held, computed = self.weights(candidate.mesh.model, boundaries, placement)
+        share = candidate.mesh.data if candidate.zero else 1
+        saved = np.bincount(placement, stages.saved * live, candidate.mesh.pipe)
+        waiting = np.bincount(placement, stages.pending * pending, candidate.mesh.pipe)
+        batch = candidate.micro_batches * candidate.rows * self.costs.model.batch_bytes
+        # The compiler for TPU lays weights out anew for derivatives; it may keep both.
+        again = {"weights for derivatives": computed} if self.costs.chip.clock is not None else {}
+        return {
+            "weights": MASTER * stored / share,
+            "optimizer": MOMENTS * stored / share,
+            "gradients": GRADIENT * held,
+            "weights as a step computes with them": computed,
+            **again,
+            "saved": float(saved.max()),
+            "pending": float(waiting.max()),
+            "messages": 4 * stages.message,
+            "work": stages.work,
+            "batch": batch,
+        }
