@@ -6,7 +6,7 @@ been computed: it can be made for devices that are not there, printed, and asked
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -28,6 +28,7 @@ from jaxpipe.layout.layout import Layout
 from jaxpipe.layout.stages import Stage, make_stages
 from jaxpipe.layout.state_layout import state_layout
 from jaxpipe.lowering.channels import DX, Y
+from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import PENDING, Program
 from jaxpipe.mesh import on_tpu
 from jaxpipe.model.abstract import with_axes
@@ -66,7 +67,7 @@ class TrainPlan:
     Args:
       layout: of the params tree.
       mesh: the devices.
-      program: the lowered schedule.
+      program: the lowered schedule. Of one with I and W the plan may take another one; see `self.program`.
       remat: what is kept for the backward; see `Config.remat`.
       batch: abstract values or arrays, leaves [M, B, ...].
       key: that of the step or its abstract value; None: without dropout.
@@ -125,28 +126,43 @@ class TrainPlan:
             return StageProgram(stage, self.weights, self.store, remat, *known, tail_slots if stage.is_last else 0)
 
         self.programs, self.program_ids = distinct(self.stages, captured)
-        numbers = {id(kept): number for number, kept in enumerate(self.store.programs)}
-        slots = [0] * len(numbers)
-        together: list[set[int]] = [set() for _ in range(self.program.num_ranks)]
-        for program_id, rank in zip(self.program_ids, self.layout.placement, strict=True):
-            program = self.programs[program_id]
-            number = numbers[id(program.kept)]
-            slots[number] = max(slots[number], self.program.saved_per_rank[rank])
-            together[rank].add(number)
-            if program.kept_by_tail is not None:
-                slots[numbers[id(program.kept_by_tail)]] = tail_slots
-        self.store.settle(slots, together)
+        if PENDING not in self.program.pools:
+            self._settle(self.program, {}, Store())
+            return ()
+        # Either what a forward keeps is free after I, and what W needs of it is copied to what waits, or it stays where it
+        # is until W. Which of both is less memory depends on the table and on the layers. For like layers in ZB-H1 the pool
+        # of what is kept is as large in either way, since the first rank needs that much for I alone: it stays.
         in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
         numbers = sorted({self.program_ids[stage] for stage in in_two})
-        self.halves = {number: StageHalves(self.programs[number], self.pending) for number in numbers}
-        slots, together = [0] * len(numbers), [set() for _ in range(self.program.num_ranks)]
-        for program_id, rank in zip(self.program_ids, self.layout.placement, strict=True):
-            if program_id in self.halves:
-                number = numbers.index(program_id)
-                slots[number] = max(slots[number], self.program.pending_per_rank[rank])
-                together[rank].add(number)
-        self.pending.settle(slots, together)
+        found: list[tuple[int, Program, dict[int, StageHalves], Store]] = []
+        for program in (self.program, lower(self.program.schedule, saved_until_w=True)):
+            pending = Store()
+            halves = {n: StageHalves(self.programs[n], pending, program.saved_until_w) for n in numbers}
+            self._settle(program, halves, pending)
+            found.append((_bytes(self.store.avals()) + _bytes(pending.avals()), program, halves, pending))
+        _, self.program, self.halves, self.pending = min(found, key=lambda each: each[0])
+        self._settle(self.program, self.halves, self.pending)
         return ()
+
+    def _settle(self, program: Program, halves: Mapping[int, StageHalves], pending: Store) -> None:
+        """Gives both pools as many slots as a program needs."""
+        for pool, per_rank, kept_by in (
+            (self.store, program.saved_per_rank, dict(enumerate(each.kept for each in self.programs))),
+            (pending, program.pending_per_rank, {n: each.kept for n, each in halves.items()}),
+        ):
+            numbers = {id(kept): number for number, kept in enumerate(pool.programs)}
+            slots = [0] * len(numbers)
+            together: list[set[int]] = [set() for _ in range(program.num_ranks)]
+            for program_id, rank in zip(self.program_ids, self.layout.placement, strict=True):
+                if program_id not in kept_by:
+                    continue
+                number = numbers[id(kept_by[program_id])]
+                slots[number] = max(slots[number], per_rank[rank])
+                together[rank].add(number)
+                tail = self.programs[program_id].kept_by_tail
+                if tail is not None and pool is self.store:
+                    slots[numbers[id(tail)]] = self.programs[program_id].tail_slots
+            pool.settle(slots, together)
 
     @property
     def whole_in_i(self) -> list[str]:

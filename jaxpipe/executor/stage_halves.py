@@ -34,23 +34,26 @@ class StageHalves:
     Args:
       program: the stage program.
       pending: where it gets places for what I keeps for W.
+      saved_again: whether W reads what the forward has kept, so that it need not cross.
 
     Attributes:
       changes_grads: whether I has gradients of weights to add: those whose work is part of its own anyway.
     """
 
-    def __init__(self, program: StageProgram, pending: Store):
-        self.program, self.kept = program, pending.program()
+    def __init__(self, program: StageProgram, pending: Store, saved_again: bool = False):
+        self.program, self.kept, self.saved_again = program, pending.program(), saved_again
         in_order = on_tpu(program.weights.mesh)  # see `store`: W may want another order of the dims than I
         self._segments: list[_Waiting | None] = []
         for segment in program.segments:
             if not segment.has_backward:
                 self._segments.append(None)
                 continue
-            halves = UnitHalves(segment.unit, segment.in_batch)
+            halves = UnitHalves(segment.unit, segment.in_batch or saved_again, saved_again)
             entries = tuple(self.kept.take(halves.pending, segment.repeats, in_order))
             self._segments.append(_Waiting(segment, halves, entries))
-        self._tail = None if program.tail is None else TailHalves(program.tail, program.tail_input_is_known)
+        # A tail that keeps its input in slots of its own has no room for it there until W.
+        self._tail_again = program.tail_input_is_known or (saved_again and program.kept_by_tail is None)
+        self._tail = None if program.tail is None else TailHalves(program.tail, self._tail_again)
         waits = [] if self._tail is None else self._tail.pending
         self._tail_entries = tuple(self.kept.take(waits, 1, in_order))
         halves = [waiting.halves for waiting in self._segments if waiting is not None]
@@ -133,14 +136,21 @@ class StageHalves:
         return total, dx, pending, self._added(grads, parts, 0, tail.params, early), carried
 
     def weight_gradient(
-        self, held: Twice, micro_batch: MicroBatch, pending: Buffers, carried: Aux, grads: Params, start: Seeds
+        self,
+        held: Twice,
+        micro_batch: MicroBatch,
+        buffers: Buffers,
+        pending: Buffers,
+        carried: Aux,
+        grads: Params,
+        start: Seeds,
     ) -> Params:
         """W: `grads` with those gradients added that have waited, of the tail, too."""
         program = self.program
         if program.tail is not None and self._tail is not None and not all(self._tail.early):
             parts = program.placed(program.tail.parts, micro_batch)
             params, contexts = program.operands(parts, held.params, carried, micro_batch, 0)
-            x: Tree = micro_batch.inputs if program.tail_input_is_known else program.tail.inputs
+            x: Tree = program.tail_input(micro_batch, buffers) if self._tail_again else program.tail.inputs
             waits = store.read(pending, self._slot(micro_batch), self._tail_entries, 0, self._tail.pending)
             late = self._tail.second(params, x, contexts, micro_batch.labels, start, waits)
             grads = self._added(grads, parts, 0, program.tail.params, late)
@@ -153,9 +163,11 @@ class StageHalves:
                 parts = program.placed(unit.parts, micro_batch)
                 params, contexts = program.operands(parts, held.params, carried, micro_batch, repeat)
                 again = program.weights.take(held.again, parts, repeat)
-                known = program.inputs_of(segment, micro_batch) if segment.in_batch else []
+                known, saved = program.inputs_of(segment, micro_batch) if segment.in_batch else [], []
+                if self.saved_again:
+                    known, saved = program.kept_of(segment, micro_batch, buffers, repeat)
                 waits = store.read(pending, self._slot(micro_batch), waiting.entries, repeat, waiting.halves.pending)
-                late = waiting.halves.second(params, again, known, contexts, start.extra, waits)
+                late = waiting.halves.second(params, again, known, saved, contexts, start.extra, waits)
                 return self._added(grads, parts, repeat, unit.params, late)
 
             grads = repeated(step, grads, waiting.segment.repeats)

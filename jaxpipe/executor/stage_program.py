@@ -259,7 +259,10 @@ class StageProgram:
 
     def spoil(self, buffers: Buffers, micro_batch: MicroBatch) -> Buffers:
         """The buffers with NaN in what is kept of a micro-batch, for tests."""
-        buffers = self.kept.spoil(buffers, micro_batch.slot)
+        return self.kept.spoil(buffers, micro_batch.slot)
+
+    def spoil_tail(self, buffers: Buffers, micro_batch: MicroBatch) -> Buffers:
+        """The same of the input of the tail, if that has slots of its own."""
         return buffers if self.kept_by_tail is None else self.kept_by_tail.spoil(buffers, self._tail_slot(micro_batch))
 
     def operands(

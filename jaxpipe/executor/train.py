@@ -174,7 +174,7 @@ class _Step:
                 lambda *args: self._forward(program, *args), ("buffers", "beside"), (Y,) * before, (Y,) * behind
             )
         if kind == "W":
-            changes = ("grads", *("pending",) * self.poison)
+            changes = ("grads", *("pending", "buffers") * self.poison)
             return Branch(lambda *args: self._weight_gradient(self.plan.halves[program_id], *args), changes)
         if kind == "I":
             halves = self.plan.halves[program_id]
@@ -205,7 +205,7 @@ class _Step:
         dx, grads = program.backward(self.held, dy, micro_batch, carry.buffers, carried, grads, self.seeds.extra)
         carry = replace(carry, grads=grads, total=total, beside=carried)
         if self.poison:
-            carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
+            carry = replace(carry, buffers=program.spoil_tail(program.spoil(carry.buffers, micro_batch), micro_batch))
         return carry, {} if stage.is_first else {DX: codec.encode(dx)}
 
     def _input_gradient(self, halves: StageHalves, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
@@ -224,18 +224,20 @@ class _Step:
         )
         carry = replace(carry, grads=grads, pending=pending, total=total, beside=carried)
         if self.poison:
-            carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
+            buffers = program.spoil_tail(carry.buffers, micro_batch)
+            carry = replace(carry, buffers=buffers if halves.saved_again else program.spoil(buffers, micro_batch))
         return carry, {} if program.stage.is_first else {DX: self.plan.codecs[DX].encode(dx)}
 
     def _weight_gradient(self, halves: StageHalves, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
         del inbox
-        micro_batch = self._micro_batch(now)
-        carry = replace(
-            carry,
-            grads=halves.weight_gradient(self.held, micro_batch, carry.pending, carry.beside, carry.grads, self.seeds),
-        )
+        micro_batch, program = self._micro_batch(now), halves.program
+        kept = carry.buffers, carry.pending
+        grads = halves.weight_gradient(self.held, micro_batch, *kept, carry.beside, carry.grads, self.seeds)
+        carry = replace(carry, grads=grads)
         if self.poison:
             carry = replace(carry, pending=halves.spoil(carry.pending, micro_batch))
+        if self.poison and halves.saved_again:
+            carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
         return carry, {}
 
     def _arrived(self, program: StageProgram, inbox: Inbox, now: Now) -> Leaves:

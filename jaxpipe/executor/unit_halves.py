@@ -11,24 +11,23 @@ class UnitHalves:
     """A unit whose backward is cut.
 
     W has params, keys, state that no layer changes, and seeds, as I has them; and the input of the unit if that is in the
-    batch. Everything else that it needs crosses, also what the forward has kept: then the slot of the forward is free once
-    I has read it, and what waits is the little that W needs, and not all that the derivative by the input did. To leave
-    such values where they are would save the copy, and keep the whole slot for longer.
+    batch. Everything else that it needs crosses. What the forward has kept does so, too, unless W is told where it lies.
 
     Args:
       unit: what is cut.
       inputs_again: whether W is given the leaves of the input in `unit.saved_inputs`, too.
+      saved_again: whether it is given what else the forward has kept.
 
     Attributes:
       pending: abstract values of what crosses.
       early: of each gradient of the weights, whether I gives it.
     """
 
-    def __init__(self, unit: Unit, inputs_again: bool):
+    def __init__(self, unit: Unit, inputs_again: bool, saved_again: bool = False):
         self._unit, count = unit, len(unit.saved_inputs)
         dparams, dx = unit.captured.outputs
         self._structure = jax.tree.structure(dx)
-        known, saved = [inputs_again] * count, [False] * len(unit.saved[count:])
+        known, saved = [inputs_again] * count, [saved_again] * len(unit.saved[count:])
         params, contexts, seed = jax.tree.map(lambda _: True, (unit.params, unit.contexts, unit.seed))
         dy = jax.tree.map(lambda _: False, unit.wanted)
         given = jax.tree.leaves((unit.operands(params, params, known, saved, contexts), dy, seed))
@@ -56,15 +55,23 @@ class UnitHalves:
         return jax.tree.unflatten(self._structure, dx), early, pending
 
     def second(
-        self, params: Params, again: Params, known: Leaves, contexts: Tree, extra: jax.Array | None, pending: Leaves
+        self,
+        params: Params,
+        again: Params,
+        known: Leaves,
+        saved: Leaves,
+        contexts: Tree,
+        extra: jax.Array | None,
+        pending: Leaves,
     ) -> list[jax.Array | None]:
         """The gradients of the weights that are not early, None for the others.
 
         Args:
-          known: the leaves of the input, or nothing if W has not got them.
+          known, saved: as for `Unit.backward`, or nothing if W has not got them.
           contexts: those of now; state that has gone on is not looked at.
         """
         unit, count = self._unit, len(self._unit.saved_inputs)
-        known, saved = known or unit.saved[:count], unit.saved[count:]  # abstract values stand for what it has not got
+        # Abstract values stand for what it has not got.
+        known, saved = known or unit.saved[:count], saved or unit.saved[count:]
         operands = unit.operands(params, again, known, saved, contexts), unit.wanted, unit.own_seed(extra)
         return self._halves.second(jax.tree.leaves(operands), pending)

@@ -12,13 +12,18 @@ from jaxpipe.schedules import Schedule
 Ticks = dict[tuple[str, int, int], int]
 
 
-def lower(schedule: Schedule) -> Program:
-    """Makes the program that runs `schedule`."""
+def lower(schedule: Schedule, saved_until_w: bool = False) -> Program:
+    """Makes the program that runs `schedule`.
+
+    Args:
+      saved_until_w: what a forward keeps stays where it is until W, if its backward is in two: W reads it, too. Otherwise I
+        is the last one to read it.
+    """
     ticks = clock(schedule)
     routed = messages(schedule)
     carriers = channels(routed)
     channel_of = {(c.value, edge): number for number, c in enumerate(carriers) for edge in c.edges}
-    saved, saved_per_rank = _kept(schedule, ticks, ("F",), ("B", "I"))
+    saved, saved_per_rank = _kept(schedule, ticks, ("F",), ("B", "W" if saved_until_w else "I"))
     pending, pending_per_rank = _kept(schedule, ticks, ("I",), ("W",))
     pools = {SAVED: max(saved_per_rank)} if saved else {}
     pools |= {PENDING: max(pending_per_rank)} if pending else {}
@@ -26,7 +31,7 @@ def lower(schedule: Schedule) -> Program:
 
     grid = [[Cell() for _ in range(schedule.num_ranks)] for _ in range(1 + max(ticks.values()))]
     for (kind, stage, micro_batch), tick in ticks.items():
-        uses = {SAVED: saved.get((stage, micro_batch), -1) if kind != "W" else -1}
+        uses = {SAVED: saved.get((stage, micro_batch), -1) if kind != "W" or saved_until_w else -1}
         uses[PENDING] = pending[stage, micro_batch] if kind in ("I", "W") else -1
         slots = tuple(uses[pool] for pool in pools)
         grid[tick][schedule.placement[stage]] = Cell(kind, stage, micro_batch, slots)
@@ -54,6 +59,7 @@ def lower(schedule: Schedule) -> Program:
         inboxes=inboxes,
         saved_per_rank=tuple(saved_per_rank),
         pending_per_rank=tuple(pending_per_rank),
+        saved_until_w=saved_until_w,
         direct=frozenset(value for value in inboxes if _is_direct(value, routed, carriers, loops, frozen)),
     )
     verify(program)

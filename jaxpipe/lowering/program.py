@@ -22,8 +22,8 @@ class Cell(NamedTuple):
     Attributes:
       kind: "F", "B", "I", "W", or "." for idle.
       stage, micro_batch: of the op.
-      slots: per pool of the program, the slot that the op uses (of the pool "saved": F writes it, B or I reads it; of the
-        pool "pending": I writes it, W reads it). () means none of any pool.
+      slots: per pool of the program, the slot that the op uses (of the pool "saved": F writes it, B or I reads it, and W
+        if `saved_until_w`; of the pool "pending": I writes it, W reads it). () means none of any pool.
       read: the arrival slot of the op's incoming message.
       arrive: per channel of the program, the arrival slot for the message that this tick's permute brings. () means none
         of any channel.
@@ -50,6 +50,7 @@ class Program:
         need of any rank. Cells have their slots in this order.
       inboxes: per kind of value that arrives, the number of arrival slots: again the largest need of any rank.
       saved_per_rank, pending_per_rank: how many slots of the pools "saved" and "pending" each rank really uses.
+      saved_until_w: whether W reads what the forward has kept, too, so that its slot is free only then.
       direct: the kinds of values that are always read before the next permute that brings one.
     """
 
@@ -62,6 +63,7 @@ class Program:
     inboxes: Mapping[str, int]
     saved_per_rank: tuple[int, ...]
     pending_per_rank: tuple[int, ...]
+    saved_until_w: bool
     direct: frozenset[str]
 
     @property

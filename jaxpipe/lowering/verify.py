@@ -56,7 +56,7 @@ def verify(program: Program) -> None:
                     outbox[DX][rank] = (DX, stage, m)
                 own = dict(zip(program.pools, cell.slots, strict=True))
                 for pool, boxes in kept.items():
-                    _use(pool, own.get(pool), boxes[rank], cell, where)
+                    _use(pool, own.get(pool), boxes[rank], cell, where, program.saved_until_w)
                     peak[pool][rank] = max(peak[pool][rank], len(boxes[rank]))
         slots = {(rank, number): at for rank, cell in enumerate(row) for number, at in enumerate(cell.arrive)}
         for number in range(len(program.channels)):
@@ -70,11 +70,14 @@ def verify(program: Program) -> None:
     assert len(done) == wanted, f"{len(done)} of {wanted} ops ran. {_BUG}"
 
 
-def _use(pool: str, slot: int | None, kept: dict[int, Label], cell: Cell, where: str) -> None:
+def _use(pool: str, slot: int | None, kept: dict[int, Label], cell: Cell, where: str, until_w: bool) -> None:
     """What an op does to the slots of a pool on its rank; `slot` is its own one, None if the program has no such pool."""
-    writer, readers = {SAVED: ("F", "BI"), PENDING: ("I", "W")}[pool]
+    writer, last = {SAVED: ("F", "BW" if until_w else "BI"), PENDING: ("I", "W")}[pool]
     label = (pool, cell.stage, cell.micro_batch)
-    if cell.kind in readers:
+    if pool == SAVED and cell.kind == "I" and until_w:
+        found = kept.get(-1 if slot is None else slot)
+        assert found == label, f"{where}: slot {slot} holds {found}. {_BUG}"
+    elif cell.kind in last:
         found = kept.pop(-1 if slot is None else slot, None)
         assert found == label, f"{where}: slot {slot} holds {found}. {_BUG}"
     elif cell.kind == writer and slot is not None:

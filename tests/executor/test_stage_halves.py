@@ -43,7 +43,7 @@ def test_input_and_weight_gradients(remat):
             both.params, micro_batch, buffers, pending, Aux(), grads, seed
         )
         dx, pending, early = halves.input_gradient(both, dy, micro_batch, buffers, pending, Aux(), early)
-        late = halves.weight_gradient(both, micro_batch, pending, Aux(), early, seed)
+        late = halves.weight_gradient(both, micro_batch, buffers, pending, Aux(), early, seed)
         return (total, late), (wanted, whole), early, dx, pending, halves.spoil(pending, micro_batch)
 
     found, wanted, early, dx, pending, spoilt = run(params, BATCH[0][1], BATCH[1][1], KEY)

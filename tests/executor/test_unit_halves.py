@@ -97,7 +97,7 @@ def test_two_halves_cost_what_one_whole_does(name, make):
         return halves.first(*params, known, saved, [Context()], dy, None)
 
     def second(params, waits):
-        return halves.second(*params, [], [Context()], None, waits)
+        return halves.second(*params, [], [], [Context()], None, waits)
 
     in_one = flops(whole, both, known, saved, unit.wanted)
     in_two = flops(first, both, known, saved, unit.wanted), flops(second, both, halves.pending)
@@ -112,8 +112,8 @@ def flops(function, *args):
 
 
 @pytest.mark.parametrize("make", [Recompute, Keep], ids=["recompute", "keep"])
-@pytest.mark.parametrize("inputs_again", [True, False])
-def test_gradients_with_noise_integers_and_state_that_has_gone_on(make, inputs_again):
+@pytest.mark.parametrize(("inputs_again", "again"), [(True, True), (True, False), (False, False)])
+def test_gradients_with_noise_integers_and_state_that_has_gone_on(make, inputs_again, again):
     """W is given other state than I was, and NaN for an input that it is not to look at."""
 
     def run(params, x, context):
@@ -128,7 +128,7 @@ def test_gradients_with_noise_integers_and_state_that_has_gone_on(make, inputs_a
     params, x = [{"w": w, "b": b, "n": jnp.int32(2)}], {"h": h, "n": jnp.arange(3)}
     contexts = [Context(jax.random.key(1, impl="rbg"), {"scale": scale})]
     unit = make([part], *avals((params, x, contexts)))
-    halves = UnitHalves(unit, inputs_again)
+    halves = UnitHalves(unit, inputs_again, again)
 
     @jax.jit
     def both(params, x, contexts, dy):
@@ -136,7 +136,7 @@ def test_gradients_with_noise_integers_and_state_that_has_gone_on(make, inputs_a
         known, saved = kept[: len(unit.saved_inputs)], kept[len(unit.saved_inputs) :]
         later = [context._replace(state=jax.tree.map(lambda a: a + jnp.nan, context.state)) for context in contexts]
         dx, early, waits = halves.first(params, params, known, saved, later, [dy], None)
-        late = halves.second(params, params, known if inputs_again else [], later, None, waits)
+        late = halves.second(params, params, known if inputs_again else [], saved if again else [], later, None, waits)
         assert [(a.shape, a.dtype) for a in waits] == [(a.shape, a.dtype) for a in halves.pending]
         return dx, [a if b is None else b for a, b in zip(early, late, strict=True)]
 
