@@ -1,4 +1,4 @@
-"""The page about messages: every error class and every warning of the package is there, and what it quotes is in the source."""
+"""The page about messages: it has every error class and every warning, and what it quotes is what the package says."""
 
 import ast
 import re
