@@ -56,10 +56,21 @@ def check(module, table, data, remat, batch, key, tolerance, **settings):
     assert_close(pipe.to_layers(grads), wanted[1], tolerance, "layers")
 
 
-@pytest.mark.parametrize("remat", ["layer", "none"])
-def test_state_of_layers(remat):
+IN_THE_TAIL = jaxpipe.PipelineModule(
+    [
+        *[jaxpipe.LayerSpec(stateful_models.Normed, stateful_models.WIDTH)] * 3,
+        jaxpipe.Layer(product_init, product, stateful=True),
+    ],
+    stateful_models.loss,
+    partition_method=[0, 1, 2, 4],
+)
+
+
+@pytest.mark.parametrize(
+    ("remat", "model"), [("layer", stateful_models.module(stateful_models.UNEVEN[3])), ("none", IN_THE_TAIL)]
+)
+def test_state_of_layers(remat, model):
     """Layers whose derivative reads their state, in the tail as well: what W needs of it is that of its own micro-batch."""
-    model = stateful_models.module(stateful_models.UNEVEN[3])
     pipe = jaxpipe.Pipeline(
         model, jaxpipe.make_mesh(pipe=3, data=2), 4, schedules.zero_bubble(3, 4), remat, poison=True
     )
