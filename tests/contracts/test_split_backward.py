@@ -59,7 +59,7 @@ def check(module, table, data, remat, batch, key, tolerance, **settings):
 IN_THE_TAIL = jaxpipe.PipelineModule(
     [
         *[jaxpipe.LayerSpec(stateful_models.Normed, stateful_models.WIDTH)] * 3,
-        jaxpipe.Layer(product_init, product, stateful=True),
+        stateful_models.EMA,
     ],
     stateful_models.loss,
     partition_method=[0, 1, 2, 4],
