@@ -8,8 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
 
 import jaxpipe
+
+# Products are cut by columns, then by rows, so that one sum over "model" follows each pair.
+TENSOR = [("qkv", P(None, "model")), ("up", P(None, "model")), ("out", P("model", None)), ("down", P("model", None))]
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,10 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     logits = logits.astype(jnp.float32)
     right = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
     return (jax.nn.logsumexp(logits, -1) - right).mean()
+
+
+def seven_billion() -> tuple[Any, ...]:
+    """A model of 6.7 billion weights for `python -m jaxpipe plan` and `compile`: module, optimizer, example and config."""
+    gpt = Gpt(blocks=32, width=4096, heads=32, length=2048, rows=1, dtype=jnp.float32, by_head=True)
+    config = jaxpipe.Config(compute_dtype="bfloat16")
+    return gpt.module(sharding=TENSOR), optax.adam(1e-4), gpt.example(1), config

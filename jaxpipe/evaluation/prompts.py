@@ -54,7 +54,7 @@ class Prompts:
         if isinstance(given, Mapping) or (isinstance(given, tuple) and any(getattr(p, "ndim", 1) > 1 for p in given)):
             raise DataError(
                 f"prompts are a {type(given).__name__}. {RULE} A model with other inputs beside the ids, such as an "
-                "encoder with its decoder, is evaluated once per token instead: docs/two_streams.md has the loop."
+                "encoder with its decoder, is evaluated once per token instead: docs/howto/two_streams.md has the loop."
             )
         lengths = _lengths(given)
         if len(set(lengths)) < 2:

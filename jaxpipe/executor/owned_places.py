@@ -124,6 +124,11 @@ class Vector:
         """As long as the fullest rank needs."""
         return max((start + leaf.size for leaf, start in self.starts), default=0)
 
+    @property
+    def is_one_array(self) -> bool:
+        """Whether a rank that fills it has one array alone: what is read whole need not be cut out, which is a copy."""
+        return any(leaf.one == self.length for leaf, _ in self.starts)
+
     def on(self, rank: int) -> list[tuple[Leaf, int]]:
         """What a rank has, in order."""
         return sorted(((leaf, at) for leaf, at in self.starts if rank in leaf.ranks), key=lambda pair: pair[1])
@@ -159,22 +164,26 @@ class Places:
     def _place(self, leaves: Sequence[Leaf], tiled: bool) -> None:
         large = [leaf for leaf in leaves if leaf.one >= SMALL and leaf.cut is not None]
         candidates = _together(large, tiled)
-        small: dict[int, int] = {}
-        for leaf in leaves:
-            if leaf not in large:
-                for rank in leaf.ranks:
-                    small[rank] = small.get(rank, 0) + leaf.size
-        sizes = [{rank: leaf.size for leaf in tenants for rank in leaf.ranks} for tenants in candidates]
+        sizes = [_sizes(tenants) for tenants in candidates]
+        small = _sizes(leaf for leaf in leaves if leaf not in large)
         housed: set[Leaf] = set()
         for tenants, gets in zip(candidates, with_rooms(sizes, small), strict=True):
             if gets:
                 self._add_room(tenants, tiled)
                 housed |= set(tenants)
         # What several ranks have leaves no gaps if it comes first; and what is aligned comes before what is not.
-        for leaf in sorted(leaves, key=lambda leaf: (-len(leaf.ranks), -leaf.size)):
-            if leaf not in housed:
-                name = f"vector: {leaf.dtype}{', frozen' * leaf.frozen}"
-                self.vectors.setdefault(name, Vector(leaf.dtype)).add(leaf)
+        rest = sorted((leaf for leaf in leaves if leaf not in housed), key=lambda leaf: (-len(leaf.ranks), -leaf.size))
+        vector = Vector(leaves[0].dtype)
+        for leaf in (leaf for leaf in rest if leaf.one >= SMALL):
+            vector.add(leaf)
+        apart = (
+            vector.is_one_array
+            and max(_sizes(x for x in rest if x.one < SMALL).values(), default=0) <= vector.length // 100
+        )
+        for leaf in rest:
+            kind = "small arrays" if apart and leaf.one < SMALL else "vector"
+            name = f"{kind}: {leaf.dtype}{', frozen' * leaf.frozen}"
+            self.vectors.setdefault(name, Vector(leaf.dtype)).add(leaf)
 
     def _add_room(self, tenants: Sequence[Leaf], tiled: bool) -> None:
         first = tenants[0]
@@ -183,6 +192,15 @@ class Places:
             self.rooms[name] = Room.of(tenants)
         else:
             self.vectors[name] = Vector(first.dtype, [(leaf, 0) for leaf in tenants])
+
+
+def _sizes(leaves: Iterable[Leaf]) -> dict[int, int]:
+    """How many numbers each rank has of some arrays."""
+    found: dict[int, int] = {}
+    for leaf in leaves:
+        for rank in leaf.ranks:
+            found[rank] = found.get(rank, 0) + leaf.size
+    return found
 
 
 def _together(leaves: Sequence[Leaf], tiled: bool) -> list[list[Leaf]]:

@@ -1,11 +1,12 @@
 """`Plan`: the ranked ways to train, and their text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from jaxpipe.columns import columns, counted, short
 from jaxpipe.hardware.chips import Chip
 from jaxpipe.training.config import Config
+from jaxpipe.training.loss_scale import DynamicScale
 
 # What the parts of a step are called where one lost against another.
 _WHY = {
@@ -64,18 +65,9 @@ class Row:
     def code(self) -> str:
         """Python that makes the mesh and the config, and an engine of `module`, `optimizer` and `example`."""
         axes = ", ".join(f"{axis}={size}" for axis, size in self.mesh_shape.items())
-        names = (
-            "num_micro_batches",
-            "schedule",
-            "num_chunks",
-            "remat",
-            "compute_dtype",
-            "float32_params",
-            "zero_stage",
-        )
-        given = [(name, getattr(self.config, name, None)) for name in names]
         default = Config()
-        kept = [f"{n}={_literal(v)}" for n, v in given if v is not None and v != getattr(default, n, None)]
+        given = [(field.name, getattr(self.config, field.name)) for field in fields(Config)]
+        kept = [f"{name}={_literal(value)}" for name, value in given if value != getattr(default, name)]
         return "\n".join(
             [
                 f"mesh = jaxpipe.make_mesh({axes})",
@@ -87,7 +79,9 @@ class Row:
 
 
 def _literal(value: object) -> str:
-    return repr(value) if isinstance(value, (str, int, float, bool)) else f'"{value}"'
+    if isinstance(value, DynamicScale):
+        return f"jaxpipe.{value!r}"
+    return repr(value) if isinstance(value, (str, int, float, bool)) else f"'{value}'"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxpipe.planner.links import scatter, send
 from jaxpipe.planner.memory import GRADIENT, MASTER, MOMENTS, Memory
 from jaxpipe.planner.stages import Cutter, Stages
 from jaxpipe.planner.tables import HOLDS, placement
-from jaxpipe.planner.walk import lower_bound, walk
+from jaxpipe.planner.walk import Walk, lower_bound, walk
 
 
 class Around(NamedTuple):
@@ -57,6 +57,7 @@ class Steps:
         self.costs, self.chip = costs, costs.chip
         self.cutter, self.memory = Cutter(costs), Memory(costs)
         self._cut = functools.lru_cache(maxsize=4096)(self._cut_for)
+        self._walked = functools.lru_cache(maxsize=4096)(self._walk)
 
     def _cut_for(self, candidate: Candidate) -> tuple[tuple[int, ...], Stages]:
         boundaries = self.cutter.boundaries(candidate.num_stages, candidate.keeps, candidate.mesh.model)
@@ -105,12 +106,18 @@ class Steps:
         live = least_live(candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches)
         return sum(self.bytes(candidate, live, np.zeros(candidate.num_stages)).values())
 
+    def _walk(self, candidate: Candidate) -> Walk:
+        """The ticks, which do not depend on how weights are stored."""
+        _, stages = self.cut(candidate)
+        shape = candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches
+        return walk(*shape, stages.ops, self.comm(candidate, stages))
+
     def step(self, candidate: Candidate) -> Step:
         """The prediction, by the table of the schedule."""
         boundaries, stages = self.cut(candidate)
         shape = candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches
         where = placement(*shape[:3])
-        walked, around = walk(*shape, stages.ops, self.comm(candidate, stages)), self.around(candidate)
+        walked, around = self._walked(candidate._replace(zero=0)), self.around(candidate)
         by_rank = np.stack([np.bincount(where, kind, candidate.mesh.pipe) for kind in stages.kinds.T])
         compute, memory, link = by_rank[:, int(np.argmax(by_rank.sum(0)))] * candidate.micro_batches
         parts = {

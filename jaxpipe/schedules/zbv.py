@@ -9,8 +9,9 @@ the first; then p-r times F, I and W of the second stage. From then on it runs F
 second in turn for as long as there are forwards; then r times I of the first and of the second stage, p-r times I and W of
 the first, and the rest of W.
 
-That takes 2p-1 micro-batches. With fewer, but more than p, it is the order of 2p-1 without those that are not there, of
-which two thirds would be last and one third first. With at most p, memory is no concern, and each rank runs what is ready.
+That takes 2p-1 micro-batches. With fewer, but more than p, it is the order of 2p-1 without the last ones, and with less
+than 3p/2 also without the first 3p/2 - m: trying all runs of m micro-batches in it has shown that to be best. With at most
+p micro-batches memory is no concern, and each rank runs what is ready.
 
 With p ranks and m micro-batches the bubble is (p-1)I/2 for F <= I, W <= I and m >= 2p-1, and below that at most
 (p-1)(F+I) - (min(m,p)-1)W, the one of ZB-H1. No rank holds more than min(m, p) micro-batches.
@@ -47,7 +48,7 @@ def zbv(num_stages: int, num_micro_batches: int) -> Schedule:
     if num_micro_batches <= num_ranks:
         return Schedule.from_order(rows_as_ready(placement, num_micro_batches), placement)
     enough = max(num_micro_batches, 2 * num_ranks - 1)
-    first = (enough - num_micro_batches) // 3
+    first = max(0, 3 * num_ranks // 2 - num_micro_batches)
     rows = [
         [
             Op(op.kind, op.stage, op.micro_batch - first)

@@ -56,10 +56,9 @@ def test_gradients_and_evaluation_equal_the_oracle(name):
     assert_close(jax.device_get(found), np.asarray(each, np.float32), 1e-6, "losses")
 
 
-@pytest.mark.parametrize("placement", [loop_of(2, 2), v_of(2)], ids=["loop", "v"])
-def test_state_of_layers(placement):
+def test_state_of_layers():
     model = stateful_models.module(stateful_models.UNEVEN[4])
-    table = in_random_order(placement, 3, 1, in_order=True)
+    table = in_random_order(v_of(2), 3, 1, in_order=True)
     pipe = jaxpipe.Pipeline(model, jaxpipe.make_mesh(pipe=2, data=2), 3, table, poison=True)
     batch = stateful_models.make_batch(3)
     params = pipe.init(1, batch[0][0])
@@ -196,23 +195,19 @@ def test_evaluations_of_chunks():
         return cross_entropy(y, t), {"right": jaxpipe.metrics.Mean((y.argmax(-1) == t).mean())}
 
     module = tied(loss=loss_fn)
-    placement = v_of(2)
-    pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2, data=2), 3, in_random_order(placement, 3, 0))
+    pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2, data=2), 3, in_random_order(v_of(2), 3, 0))
     one = jaxpipe.Pipeline(module, jaxpipe.make_mesh(), 3)
     params = pipe.init(0, make_batch(1)[0][0])
     same = one.from_layers(pipe.to_layers(params))
-    for rows, count in ((4, 1), (5, 3)):
+    for rows, count, options in (
+        (4, 1, {"return_metrics": True}),
+        (5, 3, {"return_logits": True, "return_metrics": True}),
+    ):
         batch = make_batch(count, rows=rows, seed=rows)
-        for options in (
-            {"return_metrics": True},
-            {"bcast_loss": False},
-            {"spread_loss": True},
-            {"return_logits": True},
-        ):
-            found, wanted = (
-                jax.device_get(each.evaluate(p, batch, **options)) for each, p in ((pipe, params), (one, same))
-            )
-            assert_close(found, wanted, 1e-5, str(options))
+        found, wanted = (
+            jax.device_get(each.evaluate(p, batch, **options)) for each, p in ((pipe, params), (one, same))
+        )
+        assert_close(found, wanted, 1e-5, str(options))
     alone = pipe.evaluate(params, make_batch(2), bcast_loss=False)
     assert alone.devices() <= set(pipe.mesh.devices[0].flat), "the last stage is on rank 0"
 

@@ -1,6 +1,7 @@
 """What the compiled programs promise, read off the programs: memory, size, permutes, reductions. No timing."""
 
 import collections
+import functools
 import math
 import re
 
@@ -14,6 +15,7 @@ from tests.models import LENGTH, ROWS, VOCAB, cross_entropy, masked_cross_entrop
 SCHEDULES = ("1f1b", "eager_1f1b", "gpipe")
 
 
+@functools.cache  # several tests look at the same program
 def compiled(num_micro_batches, schedule="1f1b", stages=4, data=2, evaluate=False, loss=cross_entropy, **options):
     pipe = jaxpipe.Pipeline(tied(loss=loss), jaxpipe.make_mesh(pipe=stages, data=data), num_micro_batches, schedule)
     params = pipe.init(jax.random.key(0), jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32))

@@ -46,7 +46,7 @@ def test_prompts_of_a_trace():
         ([], "Prompts are ids"),
         ([[1], 2], "are no array"),
         ([[1, 2], [-1]], "from -1 to -1"),
-        ({"source": [[1]], "target": [[1]]}, "prompts are a dict.*docs/two_streams.md has the loop"),
+        ({"source": [[1]], "target": [[1]]}, "prompts are a dict.*docs/howto/two_streams.md has the loop"),
         ((np.ones((2, 3), int), np.ones((2, 2), int)), "prompts are a tuple.*evaluated once per token"),
     ],
     ids=["empty", "float", "none", "mixed", "negative", "dict", "tuple"],

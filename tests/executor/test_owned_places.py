@@ -81,3 +81,18 @@ def test_what_has_no_partner_lies_end_to_end():
     assert held(places) == 32
     many = Places([leaf("A", (4, 4), [0, 1], slots=3), leaf("B", (5, 3), [2]), leaf("C", (2,), [1])], False)
     assert held(many) == 50, "a stack lies in one place on all of its ranks"
+
+
+def test_an_array_that_fills_a_vector_lies_there_alone_and_is_read_without_a_copy():
+    """A gain behind the largest array would make a slice of it, and XLA copies what a product reads a slice of."""
+    arrays = [leaf("Head", (40, 40), [1]), leaf("Up", (30, 40), [0]), leaf("Down", (9, 40), [0])]
+    gain = leaf("Gain", (7,), [1])
+    places = Places([*arrays, gain], False)
+    assert [(vector.length, vector.on(1)) for vector in places.vectors.values()] == [
+        (1600, [(arrays[0], 0)]),
+        (7, [(gain, 0)]),
+    ]
+    many = Places([*arrays, *[leaf(f"Gain{i}", (7,), [1]) for i in range(3)]], False)
+    assert [vector.length for vector in many.vectors.values()] == [1621], "more than a hundredth is not spent on it"
+    full = Places([*arrays, leaf("More", (4, 40), [0]), gain], False)
+    assert [vector.length for vector in full.vectors.values()] == [1720], "where nothing is read whole"

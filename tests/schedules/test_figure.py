@@ -33,6 +33,8 @@ def test_halves_chunks_and_bytes(tmp_path):
     assert {"input gradient", "weight gradient", "chunk 0", "chunk 1"} <= set(shown) and "backward" not in shown
     assert "memory kept by micro-batches (right: the most)" in shown
     assert timeline.peak_bytes == (8.3e9, 4.3e9) and [shown.count(text) for text in ("8.3 GB", "4.3 GB")] == [1, 1]
+    fills = set(re.findall(r"fill: (#[0-9a-f]{6})", path.read_text()))
+    assert {"#6cb6e0", "#ea6f53", "#fbd95f", "#c4e2f3"} <= fills, "three kinds, and a paler second chunk"
     draw(zero_bubble(2, 3), path)
     assert "micro-batches kept (right: the most)" in texts(path)
     draw(forward_only(4, 2, num_chunks=2), path)

@@ -32,3 +32,5 @@ def test_what_is_ready_runs_in_the_order_of_who_waits():
         "0F0 0F1 3F0 3I0 3F1 3I1 0I0 3W0 0I1 3W1 0W0 0W1",
         "1F0 2F0 1F1 2F1 2I0 1I0 2I1 1I1 2W0 2W1 1W0 1W1",
     ]
+    # On the last rank F of a micro-batch and I of the one before are ready at the same time.
+    assert " ".join(map(str, rows_as_ready((0, 1), 3)[1])) == "1F0 1I0 1F1 1I1 1F2 1I2 1W0 1W1 1W2"

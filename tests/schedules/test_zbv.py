@@ -1,5 +1,7 @@
 """ZBV: what its docstring claims. Bubble and memory for many counts: contracts/test_schedule_bounds.py."""
 
+from fractions import Fraction
+
 import pytest
 
 from jaxpipe.errors import ScheduleError
@@ -15,6 +17,16 @@ def test_bubble_memory_and_barriers(p, m):
     assert table.ticks == table.rows and table.placement == (*range(p), *reversed(range(p)))
     assert simulate(table).makespan == simulate(table, sync="global").makespan, "every op takes one tick"
     assert all(op.kind != "B" for row in table.rows for op in row if op)
+
+
+@pytest.mark.parametrize(
+    ("p", "m", "bubble"),
+    [(4, 1, "11/2"), (4, 4, "3/2"), (4, 5, "2"), (8, 4, "15/2"), (8, 8, "7/2"), (8, 9, "5"), (8, 12, "7/2")],
+)
+def test_few_micro_batches(p, m, bubble):
+    """The order of 2p-1 micro-batches without the last ones has 6, 3, 2, 11, 7, 6 and 7/2."""
+    timeline = simulate(zbv(2 * p, m))
+    assert timeline.bubble == Fraction(bubble) and max(timeline.peak_live) == min(m, p)
 
 
 def test_picture():
