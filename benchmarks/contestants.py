@@ -11,7 +11,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxpipe
 
-NAMES = {"1f1b": "1F1B", "gpipe": "GPipe"}
+NAMES = {
+    "1f1b": "1F1B",
+    "eager_1f1b": "eager 1F1B",
+    "gpipe": "GPipe",
+    "interleaved": "interleaved",
+    "looped_bfs": "looped BFS",
+    "zero_bubble": "zero bubble",
+    "interleaved_zero_bubble": "interleaved zero bubble",
+    "zbv": "ZBV",
+}
 
 
 @dataclass
@@ -56,15 +65,15 @@ class Contestants:
             self.plain("none"), name="plain evaluation", remat="-", make=lambda count: function, to_layers=list
         )
 
-    def pipeline(self, stages: int, remat: str, schedule: str = "1f1b") -> Contestant:
-        """Training with jaxpipe."""
+    def pipeline(self, stages: int, remat: str, schedule: str = "1f1b", chunks: int = 1) -> Contestant:
+        """Training with jaxpipe, on so many ranks (`stages`, of one chunk each unless more are asked for)."""
         mesh = jaxpipe.make_mesh(pipe=stages)
 
         def make(count: int) -> Any:
-            pipe = self._plan(mesh, count, remat, schedule)
+            pipe = self._plan(mesh, count, remat, schedule, chunks)
             return jax.jit(lambda params, inputs, labels: pipe.value_and_grad(params, (inputs, labels)))
 
-        pipe = self._plan(mesh, self.few, remat, schedule)
+        pipe = self._plan(mesh, self.few, remat, schedule, chunks)
         home = NamedSharding(mesh, PartitionSpec())
         return Contestant(NAMES[schedule], remat, stages, make, pipe.from_layers(self.layers), home, pipe.to_layers)
 
@@ -76,8 +85,10 @@ class Contestants:
         home = NamedSharding(mesh, PartitionSpec())
         return Contestant("evaluation", "-", stages, lambda count: function, pipe.from_layers(self.layers), home, list)
 
-    def _plan(self, mesh: jax.sharding.Mesh, count: int, remat: str, schedule: str) -> jaxpipe.Pipeline:
-        pipe = jaxpipe.Pipeline(self.module, mesh, count, schedule, model.REMATS[remat])
+    def _plan(
+        self, mesh: jax.sharding.Mesh, count: int, remat: str, schedule: str, chunks: int = 1
+    ) -> jaxpipe.Pipeline:
+        pipe = jaxpipe.Pipeline(self.module, mesh, count, schedule, model.REMATS[remat], num_chunks=chunks)
         jax.eval_shape(pipe.init, jax.random.key(0), self.batch[0][0])  # cuts the module, makes no weights
         return pipe
 

@@ -12,7 +12,6 @@ import pytest
 
 import jaxpipe
 from jaxpipe import errors, schedules
-from jaxpipe.lowering.lower import lower
 from jaxpipe.schedules.draw import draw
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +151,6 @@ def test_names_exist(page):
 
 
 NOT_DONE = {
-    "split backward": lambda: lower(schedules.Schedule.from_csv("0F0,0I0,0W0\n")),
     "ZeRO": lambda: jaxpipe.Config(zero_stage=2),
 }
 
