@@ -176,10 +176,9 @@ class Places:
         vector = Vector(leaves[0].dtype)
         for leaf in (leaf for leaf in rest if leaf.one >= SMALL):
             vector.add(leaf)
-        apart = (
-            vector.is_one_array
-            and max(_sizes(x for x in rest if x.one < SMALL).values(), default=0) <= vector.length // 100
-        )
+        small = _sizes(leaf for leaf in rest if leaf.one < SMALL)
+        # What tiles hold is no row of numbers, so a TPU copies what it reads of a vector in any case.
+        apart = not tiled and vector.is_one_array and max(small.values(), default=0) <= vector.length // 100
         for leaf in rest:
             kind = "small arrays" if apart and leaf.one < SMALL else "vector"
             name = f"{kind}: {leaf.dtype}{', frozen' * leaf.frozen}"

@@ -65,9 +65,11 @@ def kept(engine):
 
 
 @pytest.mark.parametrize(
-    ("stages", "data", "cut", "axes"), [(3, 2, [0, 1, 4, 7], {}), (2, 1, [0, 3, 7], {"model": 2})], ids=["zero", "axis"]
+    ("stages", "data", "cut", "axes", "schedule"),
+    [(3, 2, [0, 1, 4, 7], {}, "1f1b"), (2, 1, [0, 3, 7], {"model": 2}, "zero_bubble")],
+    ids=["zero", "axis"],
 )
-def test_all_at_once(stages, data, cut, axes):
+def test_all_at_once(stages, data, cut, axes, schedule):
     module = jaxpipe.PipelineModule(
         LAYERS, loss, partition_method=cut, **({"sharding": [(".", P(None, "model"))]} if axes else {})
     )
@@ -79,6 +81,7 @@ def test_all_at_once(stages, data, cut, axes):
         example=tuple(a[0] for a in batch_of(0)),
         config={
             "num_micro_batches": M,
+            "schedule": schedule,
             "zero_stage": data - 1,
             "loss_scale": jaxpipe.DynamicScale(initial=2.0**80),  # a power of 2 changes no bit
         },

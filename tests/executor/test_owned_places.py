@@ -92,6 +92,7 @@ def test_an_array_that_fills_a_vector_lies_there_alone_and_is_read_without_a_cop
         (1600, [(arrays[0], 0)]),
         (7, [(gain, 0)]),
     ]
+    assert len(Places([*arrays, gain], True).vectors) == 1, "tiles are not numbers in a row: there it is copied anyway"
     many = Places([*arrays, *[leaf(f"Gain{i}", (7,), [1]) for i in range(3)]], False)
     assert [vector.length for vector in many.vectors.values()] == [1621], "more than a hundredth is not spent on it"
     full = Places([*arrays, leaf("More", (4, 40), [0]), gain], False)
