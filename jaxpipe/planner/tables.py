@@ -97,12 +97,14 @@ def _runs(name: str, chunks: int) -> bool:
 
 
 # Rounds of as many micro-batches as there are ranks, after which a longer table only repeats itself.
-_ROUNDS = 3
+_KEEP_ALL = ("gpipe", "looped_bfs")
+# Tables of many ranks take seconds to make, and their first rounds are long.
+_ROUNDS, _ROUNDS_OF_MANY, _MANY = 3, 2, 32
 
 
 def short(ranks: int, micro_batches: int) -> tuple[int, int]:
     """How many micro-batches of a table have to be looked at, and how many rounds of `ranks` micro-batches are left."""
-    longest = _ROUNDS * ranks + micro_batches % ranks
+    longest = (_ROUNDS if ranks <= _MANY else _ROUNDS_OF_MANY) * ranks + micro_batches % ranks
     return (micro_batches, 0) if micro_batches <= longest else (longest, (micro_batches - longest) // ranks)
 
 
@@ -110,11 +112,8 @@ def kept(name: str, ranks: int, chunks: int, micro_batches: int) -> tuple[np.nda
     """[stages] twice: of how many micro-batches each stage keeps what is saved, and what waits between I and W."""
     count, rounds = short(ranks, micro_batches)
     long = table(name, ranks, chunks, count)
-    if not rounds:
-        return long.live, long.pending
-    before = table(name, ranks, chunks, count - ranks)
-    live, pending = long.live - before.live, long.pending - before.pending
-    return long.live + rounds * live, long.pending + rounds * pending
+    more = rounds * ranks if name in _KEEP_ALL else 0  # the others have come to what they hold
+    return long.live + more, long.pending
 
 
 # Of how many micro-batches each rank keeps something, [ranks], for schedules of one stage per rank; at most M.
@@ -122,6 +121,29 @@ HOLDS: Mapping[str, Callable[[int], np.ndarray]] = {
     "1f1b": lambda ranks: ranks - np.arange(ranks),
     "eager_1f1b": lambda ranks: 2 * (ranks - 1 - np.arange(ranks)) + 1,
 }
+
+
+def kept_at_least(name: str, ranks: int, chunks: int, micro_batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `kept` without the table: never more than that, and mostly as much."""
+    rank, stages = np.arange(ranks), np.arange(ranks * chunks)
+    live, pending = np.tile(ranks, ranks * chunks), np.tile(rank + 1, chunks)
+    if name in _KEEP_ALL:
+        live = np.full(ranks * chunks, micro_batches)
+    elif name in HOLDS:
+        live = HOLDS[name](ranks)
+    elif name == "zbv":
+        live, pending = len(stages) - stages, np.minimum(stages + 1, np.maximum(stages[::-1], 1))
+        if micro_batches < 2 * ranks - 1:
+            pending = np.zeros(2 * ranks, int)
+    elif name == "interleaved":
+        ahead = 2 * (ranks - 1 - rank) + 1  # of the last chunk, and one round more for the first one
+        live[-ranks:] = np.minimum(ranks, ahead)
+        live[:ranks] = np.minimum(2 * ranks, ranks + ahead)
+    elif name == "interleaved_zero_bubble":
+        live[:ranks] = 2 * ranks
+    if not is_split(name):
+        pending = np.zeros(ranks * chunks, int)
+    return np.minimum(live, micro_batches), np.minimum(pending, micro_batches)
 
 
 def is_split(name: str) -> bool:
