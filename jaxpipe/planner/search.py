@@ -165,6 +165,8 @@ class Search:
         for name, several in names.items():
             if chunks not in several or (name in _ROUND and micro_batches % mesh.pipe):
                 continue
+            if remat == "stage" and tables.is_split(name):
+                continue  # what waits between the halves of a whole stage is not counted
             for zero in (0, 1) if mesh.data > 1 else (0,):
                 yield Candidate(mesh, name, chunks, micro_batches, rows, remat, zero)
 
@@ -201,7 +203,9 @@ class Search:
         mesh, chunks, rows, remat = cut
         saved, work = self.steps.cutter.least(cut.keeps, rows, mesh.model)
         micro_batches = self.global_batch // mesh.data // rows
-        live = sum(1 / min(micro_batches, mesh.pipe - rank) for rank in range(mesh.pipe)) if chunks == 1 else mesh.pipe
+        live = float(mesh.pipe * chunks)
+        if chunks == 1:
+            live = sum(1 / min(micro_batches, mesh.pipe - rank) for rank in range(mesh.pipe))
         return self.least_bytes(mesh) + (0.0 if remat == "stage" else saved / live) + work
 
     # ----------------------------------------------------------------------------------------------- what does not fit
