@@ -18,7 +18,7 @@ from jaxpipe.hardware.chips import Chip
 from jaxpipe.hardware.live import peak
 from jaxpipe.layout.on_mesh import own_spec
 from jaxpipe.mesh import DATA, PIPE
-from jaxpipe.planner.counts import Term, count, crossing
+from jaxpipe.planner.counts import Term, count
 from jaxpipe.planner.cuts import WHOLE, Cut, is_cut
 from jaxpipe.planner.links import scatter
 from jaxpipe.planner.measured import Measured, Source
@@ -73,7 +73,7 @@ class LayerCost:
     Attributes:
       forward, backward, input: the phases; `input` is that part of `backward` which the gradient of the input needs.
       saved: bytes that F keeps; `inputs` are those of them that are inputs of the layer.
-      pending: bytes that wait between I and W, beside what is saved.
+      pending: bytes that wait between I and W.
       work: bytes that the backward makes while it runs, at most.
       output: bytes of what it hands on.
     """
@@ -222,7 +222,7 @@ def _counted(traced: Traced, cuts: Sequence[Cut], size: int) -> _Counted:
         for leaf, cut in zip(traced.saved, kept, strict=False)
     ]
     share = 1 / size if any(map(is_cut, given)) else 1.0
-    waiting = crossing(traced.backward, first) * share if part else 0.0
+    waiting = traced.pending * share
     work = peak(traced.backward.jaxpr) * share
     kept_bytes = sum(bytes_of), sum(bytes_of[: traced.num_inputs])
     return _Counted((forward, backward, part), (*kept_bytes, waiting, work))

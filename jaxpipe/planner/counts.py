@@ -55,17 +55,6 @@ def count(
     return _Counter(size).walk(jaxpr, given, wanted or [True] * len(jaxpr.outvars))
 
 
-def crossing(jaxpr: ClosedJaxpr | Jaxpr, first: Sequence[bool]) -> int:
-    """Bytes of what is made for the results in `first` and read once more for the others: it waits between I and W."""
-    jaxpr = opened(jaxpr)
-    before = {id(equation) for equation, _ in needed(jaxpr, first)}
-    made = {id(var): _bytes(var) for equation in jaxpr.eqns if id(equation) in before for var in equation.outvars}
-    rest = [equation for equation, _ in needed(jaxpr, [not one for one in first]) if id(equation) not in before]
-    read = {id(var) for equation in rest for var in equation.invars}
-    read |= {id(var) for var, one in zip(jaxpr.outvars, first, strict=True) if not one}
-    return sum(size for var, size in made.items() if var in read)
-
-
 class _Counter:
     def __init__(self, size: int):
         self.size = size

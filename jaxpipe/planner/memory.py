@@ -5,9 +5,11 @@ All devices run one program, so each has buffers as large as the rank that needs
 
 import functools
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
+from jaxpipe.planner import tables
 from jaxpipe.planner.candidate import Candidate
 from jaxpipe.planner.cost import Costs
 from jaxpipe.planner.stages import Stages, groups
@@ -73,12 +75,16 @@ class Memory:
         """Bytes by category.
 
         Args:
-          live, pending: [stages], of how many micro-batches a stage keeps what is saved, and what waits between I and W.
+          live, pending: [ranks], the slots of what is saved, and of what waits between I and W.
         """
         stored, held, computed = self.weights(candidate.mesh.model, boundaries, placement)
         share = candidate.mesh.data if candidate.zero else 1
-        saved = np.bincount(placement, stages.saved * live, candidate.mesh.pipe)
-        waiting = np.bincount(placement, stages.pending * pending, candidate.mesh.pipe)
+        # With one stage per rank the input of the tail lies in the slots, with more apart.
+        own, tails = stages.saved.copy(), candidate.micro_batches if candidate.schedule == "looped_bfs" else 1
+        if candidate.chunks == 1:
+            own[-1], tails = own[-1] + stages.tail, 0
+        alike = _alike(stages.programs, placement)
+        inbox = tables.inbox(candidate.schedule, candidate.mesh.pipe, candidate.micro_batches)
         batch = candidate.micro_batches * candidate.rows * self.costs.model.batch_bytes
         # The compiler for TPU lays weights out anew for derivatives; it may keep both.
         again = {"weights for derivatives": computed} if self.costs.chip.clock is not None else {}
@@ -88,9 +94,40 @@ class Memory:
             "gradients": GRADIENT * held,
             "weights as a step computes with them": computed,
             **again,
-            "saved": float(saved.max()),
-            "pending": float(waiting.max()),
-            "messages": 4 * stages.message,
+            "saved": _slots(own, live, alike, placement) + tails * stages.tail,
+            "pending": _slots(stages.pending, pending, alike, placement),
+            "messages": 2 * (inbox + 1) * stages.message,
             "work": stages.work,
             "batch": batch,
         }
+
+
+def _alike(programs: Sequence[int], placement: Sequence[int]) -> list[int]:
+    """For each stage a number that is equal for those whose slots are of one size.
+
+    A slot of a rank has room for any of its stages, and the program of a stage finds its slots in the same way on every
+    rank that runs it: so programs that meet on a rank are alike, and what is like one of them.
+    """
+    first = list(programs)
+    for _ in first:
+        by_rank: dict[int, int] = {}
+        for stage, rank in enumerate(placement):
+            by_rank[rank] = min(by_rank.get(rank, first[stage]), first[stage])
+        by_program: dict[int, int] = {}
+        for stage, rank in enumerate(placement):
+            by_program[programs[stage]] = min(by_program.get(programs[stage], by_rank[rank]), by_rank[rank])
+        after = [by_program[program] for program in programs]
+        if after == first:
+            break
+        first = after
+    return first
+
+
+def _slots(sizes: np.ndarray, counts: np.ndarray, alike: Sequence[int], placement: Sequence[int]) -> float:
+    """The most bytes that slots take: of stages that are alike, as many as any of their ranks has, for the largest one."""
+    found = 0.0
+    for number in set(alike):
+        members = [stage for stage, other in enumerate(alike) if other == number]
+        most = max(counts[placement[stage]] for stage in members)
+        found = max(found, most * max(sizes[stage] for stage in members))
+    return float(found)

@@ -165,6 +165,8 @@ class Search:
         for name, several in names.items():
             if chunks not in several or (name in _ROUND and micro_batches % mesh.pipe):
                 continue
+            if remat == "stage" and tables.is_split(name):
+                continue  # what waits between the halves of a whole stage is not counted
             for zero in (0, 1) if mesh.data > 1 else (0,):
                 yield Candidate(mesh, name, chunks, micro_batches, rows, remat, zero)
 
@@ -201,7 +203,9 @@ class Search:
         mesh, chunks, rows, remat = cut
         saved, work = self.steps.cutter.least(cut.keeps, rows, mesh.model)
         micro_batches = self.global_batch // mesh.data // rows
-        live = sum(1 / min(micro_batches, mesh.pipe - rank) for rank in range(mesh.pipe)) if chunks == 1 else mesh.pipe
+        live = float(mesh.pipe * chunks)
+        if chunks == 1:
+            live = sum(1 / min(micro_batches, mesh.pipe - rank) for rank in range(mesh.pipe))
         return self.least_bytes(mesh) + (0.0 if remat == "stage" else saved / live) + work
 
     # ----------------------------------------------------------------------------------------------- what does not fit
@@ -221,18 +225,16 @@ class Search:
         return sorted(found.values(), key=lambda one: one.step.seconds)
 
     def nearest(self, count: int) -> list[Found]:
-        """Where nothing fits: what needs least, one for each mesh."""
-        meshes = sorted(self.meshes(self.chips, self.sizes), key=lambda mesh: (self.least_bytes(mesh), mesh))[
-            : 4 * count
-        ]
-        found: list[Found] = []
-        for mesh in meshes:
+        """Where nothing fits: what needs least, one for each number of data ranks and cut of layers."""
+        found: dict[tuple[int, int], tuple[float, Candidate]] = {}
+        for mesh in self.meshes(self.chips, self.sizes):
             cuts = [Cut(mesh, 1, 1, remat) for remat in REMATS] if self._can_cut(mesh, 1) else []
-            some = [one for cut in cuts for one in self.candidates(cut) if one.schedule == "1f1b"]
-            made = [Found(one, step) for one in some if (step := self.step(one)) is not None]
-            if made:
-                found.append(min(made, key=lambda one: one.step.total_bytes))
-        return sorted(found, key=lambda one: one.step.total_bytes)[:count]
+            for candidate in (one for cut in cuts for one in self.candidates(cut) if one.schedule == "1f1b"):
+                seen = found.get((mesh.data, mesh.model), (float("inf"), candidate))
+                if self.least_bytes_of_cut(_cut_of(candidate)) < seen[0]:  # else it cannot be nearer
+                    found[mesh.data, mesh.model] = min(seen, (self.steps.least_bytes(candidate), candidate))
+        chosen = sorted(found.values())[:count]
+        return [Found(candidate, self.steps.step(candidate)) for _, candidate in chosen]
 
     def smallest(self) -> Found | None:
         """The fewest chips on which the model fits; None if it fits on no number of chips."""
@@ -251,6 +253,10 @@ class Search:
                 if fits:
                     return Found(candidate, self.steps.step(candidate))
         return None
+
+
+def _cut_of(candidate: Candidate) -> Cut:
+    return Cut(candidate.mesh, candidate.chunks, candidate.rows, candidate.remat)
 
 
 def _group(candidate: Candidate) -> Group:

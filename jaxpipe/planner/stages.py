@@ -43,7 +43,8 @@ class Stages(NamedTuple):
     Attributes:
       ops: seconds of each op.
       kinds: [stages, 3], seconds of all ops of a stage: compute, memory, link.
-      saved, pending: [stages], bytes.
+      saved, pending: [stages], bytes, without the input of the tail; that is `tail`.
+      programs: for each stage, the first one that runs the same program.
       work: bytes that an op makes while it runs, at most.
       message: bytes of what travels between stages, at most.
     """
@@ -52,6 +53,8 @@ class Stages(NamedTuple):
     kinds: np.ndarray
     saved: np.ndarray
     pending: np.ndarray
+    tail: float
+    programs: tuple[int, ...]
     work: float
     message: float
 
@@ -142,8 +145,13 @@ class Cutter:
         inputs = np.concatenate([[self.costs.model.batch_bytes * rows], layers.output])[starts]
         if candidate.remat == "stage":
             saved = inputs * (np.arange(len(starts)) > 0) * (np.array(starts) < tail)
-        saved[-1] += layers.output[tail - 1] if tail else 0.0
-        pending = np.add.reduceat(layers.pending * ~in_tail, starts)
+        pending = np.add.reduceat(layers.pending, starts)
+        parts = [
+            (start == 0, stop == len(self.model.likes), self.model.likes[start:stop])
+            for start, stop in zip(boundaries, boundaries[1:], strict=False)
+        ]
+        programs = tuple(parts.index(part) for part in parts)
+        tail_input = float(layers.output[tail - 1]) if tail else 0.0
         work = float((layers.work * ~in_tail).max())
         if candidate.remat == "stage":
             work += float(np.add.reduceat(layers.everything * ~in_tail, starts).max())
@@ -151,7 +159,7 @@ class Cutter:
         last = (layers.everything * in_tail).sum() + max((layers.work * in_tail).max(), loss.work.at(rows))
         message = float(layers.output[[stop - 1 for stop in boundaries[1:-1]]].max()) if len(starts) > 1 else 0.0
         ops = OpCosts(f.sum(1), i.sum(1), w.sum(1))
-        return Stages(ops, f + i + w, saved, pending, max(work, float(last)), message)
+        return Stages(ops, f + i + w, saved, pending, tail_input, programs, max(work, float(last)), message)
 
 
 def groups(costs: Costs) -> list[int]:

@@ -12,7 +12,7 @@ from jaxpipe.planner.cost import Costs
 from jaxpipe.planner.links import scatter, send
 from jaxpipe.planner.memory import GRADIENT, MASTER, MOMENTS, Memory
 from jaxpipe.planner.stages import Cutter, Stages
-from jaxpipe.planner.tables import HOLDS, placement
+from jaxpipe.planner.tables import placement
 from jaxpipe.planner.walk import Walk, lower_bound, walk
 
 
@@ -103,8 +103,8 @@ class Steps:
 
     def least_bytes(self, candidate: Candidate) -> float:
         """Bytes that the candidate needs at least, told without its table."""
-        live = least_live(candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches)
-        return sum(self.bytes(candidate, live, np.zeros(candidate.num_stages)).values())
+        shape = candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches
+        return sum(self.bytes(candidate, *tables.kept_at_least(*shape)).values())
 
     def _walk(self, candidate: Candidate) -> Walk:
         """The ticks, which do not depend on how weights are stored."""
@@ -130,12 +130,3 @@ class Steps:
         found = self.bytes(candidate, *tables.kept(*shape))
         seconds = walked.makespan + sum(around)
         return Step(seconds, {name: float(part) for name, part in parts.items()}, walked.bubble, found, boundaries)
-
-
-def least_live(name: str, ranks: int, chunks: int, micro_batches: int) -> np.ndarray:
-    """[stages] Of how many micro-batches each stage keeps something at least."""
-    if chunks > 1:
-        return np.ones(ranks * chunks)
-    if name == "gpipe":
-        return np.full(ranks, micro_batches)
-    return np.minimum(micro_batches, HOLDS.get(name, HOLDS["1f1b"])(ranks))

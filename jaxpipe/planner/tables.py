@@ -44,8 +44,8 @@ class Table:
 
     Attributes:
       placement: the rank of each stage.
-      live: [stages], the most micro-batches of which a stage keeps what F saved, at once.
-      pending: [stages], the most micro-batches between I and W, at once.
+      live: [ranks], how many slots hold what F has kept for B or I, at most: one for a micro-batch and a stage.
+      pending: [ranks], how many hold what I has kept for W.
       split: whether any backward comes as I and W.
     """
 
@@ -97,24 +97,23 @@ def _runs(name: str, chunks: int) -> bool:
 
 
 # Rounds of as many micro-batches as there are ranks, after which a longer table only repeats itself.
-_ROUNDS = 3
+_KEEP_ALL = ("gpipe", "looped_bfs")
+# Tables of many ranks take seconds to make, and their first rounds are long.
+_ROUNDS, _ROUNDS_OF_MANY, _MANY = 3, 2, 32
 
 
 def short(ranks: int, micro_batches: int) -> tuple[int, int]:
     """How many micro-batches of a table have to be looked at, and how many rounds of `ranks` micro-batches are left."""
-    longest = _ROUNDS * ranks + micro_batches % ranks
+    longest = (_ROUNDS if ranks <= _MANY else _ROUNDS_OF_MANY) * ranks + micro_batches % ranks
     return (micro_batches, 0) if micro_batches <= longest else (longest, (micro_batches - longest) // ranks)
 
 
 def kept(name: str, ranks: int, chunks: int, micro_batches: int) -> tuple[np.ndarray, np.ndarray]:
-    """[stages] twice: of how many micro-batches each stage keeps what is saved, and what waits between I and W."""
+    """[ranks] twice: how many slots each rank has for what forwards keep, and for what waits between I and W."""
     count, rounds = short(ranks, micro_batches)
     long = table(name, ranks, chunks, count)
-    if not rounds:
-        return long.live, long.pending
-    before = table(name, ranks, chunks, count - ranks)
-    live, pending = long.live - before.live, long.pending - before.pending
-    return long.live + rounds * live, long.pending + rounds * pending
+    more = rounds * ranks * chunks if name in _KEEP_ALL else 0  # the others have come to what they hold
+    return long.live + more, long.pending
 
 
 # Of how many micro-batches each rank keeps something, [ranks], for schedules of one stage per rank; at most M.
@@ -122,6 +121,30 @@ HOLDS: Mapping[str, Callable[[int], np.ndarray]] = {
     "1f1b": lambda ranks: ranks - np.arange(ranks),
     "eager_1f1b": lambda ranks: 2 * (ranks - 1 - np.arange(ranks)) + 1,
 }
+
+
+def kept_at_least(name: str, ranks: int, chunks: int, micro_batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `kept` without the table: never more than that, and mostly as much."""
+    rank, none = np.arange(ranks), np.zeros(ranks, int)
+    ahead = ranks - rank  # as many as 1F1B holds
+    if name in _KEEP_ALL:
+        return np.full(ranks, chunks * micro_batches), none
+    if name == "zero_bubble":
+        return np.minimum(ahead, micro_batches), np.minimum(rank + 1, micro_batches)
+    if name == "zbv":
+        return (none + 2 * ranks, 2 * rank + 1) if micro_batches >= 2 * ranks else (none + 1, none)
+    if name == "interleaved":
+        return np.minimum((chunks - 1) * ranks + 2 * ahead - 1, chunks * micro_batches), none
+    if name == "interleaved_zero_bubble":
+        return np.minimum((chunks - 1) * ranks + ahead, chunks * micro_batches), rank + 1
+    return np.minimum(HOLDS[name](ranks), micro_batches), none
+
+
+def inbox(name: str, ranks: int, micro_batches: int) -> int:
+    """How many messages of a kind a rank holds that have arrived and were not read yet, in the tables that are walked."""
+    if name == "looped_bfs":
+        return max(micro_batches - ranks + 1, 1)
+    return max(ranks - 1, 1) if name == "interleaved_zero_bubble" else 2 if name == "zbv" else 1
 
 
 def is_split(name: str) -> bool:
@@ -140,7 +163,7 @@ def as_table(schedule: Schedule) -> Table:
     """A schedule as arrays."""
     micro_batches, stages = schedule.num_micro_batches, schedule.num_stages
     where, ranks = schedule.placement, schedule.num_ranks
-    live, pending = np.zeros((2, stages), int), np.zeros((2, stages), int)  # now, and at most
+    live, pending = np.zeros((2, ranks), int), np.zeros((2, ranks), int)  # now, and at most
     ticks: list[Tick] = []
     for column in zip(*schedule.ticks, strict=True):
         kinds, at = np.zeros(ranks, int), np.zeros(ranks, int)
@@ -159,8 +182,8 @@ def as_table(schedule: Schedule) -> Table:
                 made.append((rank, int(step < 0), target * micro_batches + op.micro_batch, min(target, op.stage)))
                 if where[target] != rank:
                     joins.add((rank, where[target]))
-            _keep(live, op.stage, {"F": 1, "B": -1, "W": -1}.get(op.kind, 0))
-            _keep(pending, op.stage, {"I": 1, "W": -1}.get(op.kind, 0))
+            _keep(live, rank, {"F": 1, "B": -1, "I": -1}.get(op.kind, 0))
+            _keep(pending, rank, {"I": 1, "W": -1}.get(op.kind, 0))
         values = np.array(made, int).reshape(-1, 4)
         pairs = np.array(sorted(joins), int).reshape(-1, 2).T
         source, lands = values[:, 0], (values[:, 1], values[:, 2])
@@ -168,6 +191,6 @@ def as_table(schedule: Schedule) -> Table:
     return Table(ranks, micro_batches, where, tuple(ticks), live[1], pending[1], schedule.split_backward)
 
 
-def _keep(counts: np.ndarray, stage: int, by: int) -> None:
-    counts[0, stage] += by
-    counts[1, stage] = max(counts[1, stage], counts[0, stage])
+def _keep(counts: np.ndarray, rank: int, by: int) -> None:
+    counts[0, rank] += by
+    counts[1, rank] = max(counts[1, rank], counts[0, rank])

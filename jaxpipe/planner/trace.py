@@ -17,6 +17,7 @@ from jaxpipe.executor import flow
 from jaxpipe.executor.remat import mode
 from jaxpipe.executor.seeds import Seeds, aval_of
 from jaxpipe.executor.tail import Tail
+from jaxpipe.executor.unit_halves import UnitHalves
 from jaxpipe.layout.stages import Part
 from jaxpipe.model.context import Context
 from jaxpipe.model.dependence import behind_weights
@@ -25,6 +26,7 @@ from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.precision import Precision
 from jaxpipe.model.shapes import avals, signature
 from jaxpipe.model.tracing import LayerShapes
+from jaxpipe.planner import tables
 from jaxpipe.types import Avals, Batch
 
 # What a layer keeps, as `Config.remat` names it. "stage" keeps less, and computes what "layer" does.
@@ -39,6 +41,7 @@ class Traced(NamedTuple):
       backward: takes the leaves of the params, what `forward` kept, and others; gives the gradients of `num_gradients`
         params, and then those of the input.
       saved: abstract values of what is kept; of them, the first `num_inputs` are inputs of the layer.
+      pending: bytes of what waits between I and W, where the backward is cut.
     """
 
     forward: ClosedJaxpr
@@ -47,6 +50,7 @@ class Traced(NamedTuple):
     num_gradients: int
     saved: tuple[jax.ShapeDtypeStruct, ...]
     num_inputs: int
+    pending: int = 0
 
 
 class Both(NamedTuple):
@@ -87,6 +91,7 @@ class Model:
             raise DataError(
                 "The example has no labels: pass (inputs, labels) of some rows, because the loss is planned, too."
             )
+        self._cut_in_two = any(map(tables.is_split, tables.schedules()))
         self.rows = int(jax.tree.leaves(example[0])[0].shape[0])
         small, large = _with_rows(example, self.rows), _with_rows(example, 2 * self.rows)
         self.batch_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(small)) / self.rows
@@ -144,7 +149,9 @@ class Model:
             return Traced(forward, nothing, outputs, 0, (), 0)
         traced, shapes_made = jax.make_jaxpr(backward, return_shape=True)(args[0], known, rest, args[2], dy, extra)
         gradients = len(jax.tree.leaves(shapes_made[0]))
-        return Traced(forward, traced, outputs, gradients, tuple(unit.saved), len(known))
+        waits = UnitHalves(unit, index == 0).pending if self._cut_in_two else []
+        pending = sum(leaf.size * leaf.dtype.itemsize for leaf in waits)
+        return Traced(forward, traced, outputs, gradients, tuple(unit.saved), len(known), pending)
 
     def _loss(self, shapes: list[LayerShapes], batch: Batch) -> Traced:
         """All of it is backward."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxpipe.planner.counts import count, crossing
+from jaxpipe.planner.counts import count
 
 
 def _total(function, *shapes, wanted=None):
@@ -37,13 +37,3 @@ def test_loops_count_as_often_as_they_run_and_conditionals_as_their_dearest_bran
 def test_only_what_is_wanted_counts(wanted, products):
     flops, _ = _total(lambda x, w: (x @ w, w @ x), (3, 3), (3, 3), wanted=wanted)
     assert flops == products * 2 * 27
-
-
-def test_what_crosses_from_one_result_to_the_other():
-    def both(x, w):
-        y = jnp.tanh(x)  # made for the first result, and read once more for the second one
-        return y @ w, y.sum()
-
-    jaxpr = jax.make_jaxpr(both)(jnp.zeros((2, 3)), jnp.zeros((3, 3)))
-    assert crossing(jaxpr, [True, False]) == 2 * 3 * 4
-    assert crossing(jaxpr, [True, True]) == 0

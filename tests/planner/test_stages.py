@@ -31,7 +31,7 @@ def test_what_stages_save():
     _, stage = found.cut(candidate(4, "stage"))
     assert layer.message == message and layer.saved.max() == message * 3
     # The input of the first stage is the batch; the last one keeps the input of its tail, which is all it has.
-    assert stage.saved.tolist() == [0, message, message, message]
+    assert stage.saved.tolist() == [0, message, message, 0] and stage.tail == message
     assert np.array_equal(stage.ops.forward, layer.ops.forward)
 
     small = steps(**SIZES | {"vocabulary": 16})

@@ -7,7 +7,6 @@ compare schedules.
 import pytest
 
 from jaxpipe.planner.candidate import Candidate, Mesh
-from jaxpipe.planner.step import least_live
 from jaxpipe.planner.walk import walk
 from tests.planner.gpts import CUT, steps
 
@@ -106,10 +105,3 @@ def test_the_parts_of_a_step_add_up():
     assert found.bound(candidate) <= step.seconds and 0 < step.bubble < 1
     assert found.least_bytes(candidate) <= step.total_bytes
     assert found.around(candidate).link > 0 == found.around(candidate._replace(mesh=Mesh(4, 1))).link
-
-
-def test_least_live():
-    assert least_live("gpipe", 3, 1, 5).tolist() == [5, 5, 5]
-    assert least_live("1f1b", 3, 1, 2).tolist() == [2, 2, 1]
-    assert least_live("eager_1f1b", 3, 1, 9).tolist() == [5, 3, 1]
-    assert least_live("zbv", 2, 2, 9).tolist() == [1, 1, 1, 1]
