@@ -295,6 +295,8 @@ ELSEWHERE = {
     "hardware/examine.py": "on simulated devices: tests/hardware/test_compile.py",
     "training/start.py": "what engines begin with: tests/contracts/test_whole_step.py",
     "executor/residence.py": "the abstract class of all residences: tests/executor/test_weights.py",
+    "executor/cut.py": "what `Halves` does with a trace: tests/executor/test_halves.py",
+    "executor/scan_halves.py": "scans in such traces: tests/executor/test_halves.py",
     "executor/owned_travel.py": "how owned layers come and go: tests/executor/test_owned.py",
     "layout/grouping.py": "which layers are together in a layout: tests/layout/test_layout.py",
     "summary/layers.py": "a table of the summary: tests/summary/test_text.py",

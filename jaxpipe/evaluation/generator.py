@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpipe.checks import as_integer, as_number, count, show
 from jaxpipe.data.place import on_all
+from jaxpipe.data.shapes_seen import ShapesSeen
 from jaxpipe.errors import ConfigError, DataError, LayerError
 from jaxpipe.evaluation.evaluator import Evaluator
 from jaxpipe.evaluation.prompts import Alike, Prompts
@@ -29,6 +30,10 @@ from jaxpipe.types import Key, Params, Tree
 
 P = PartitionSpec
 Mixing = tuple[int, str]  # a layer that mixes positions, and how
+FEWER_SHAPES = (
+    "Let prompts have a few lengths, such as the last 64 or 128 tokens of each, and generate for equal numbers of rows. "
+    "The shapes are"
+)
 _LOGITS = Options(outputs=True, loss=False, reduce_output=None)
 
 
@@ -45,6 +50,7 @@ class Generator:
     def __init__(self, layout: Callable[[], Layout], mesh: Mesh, evaluator: Evaluator, poison: bool = False):
         self._layout, self.mesh, self._evaluator, self._poison = layout, mesh, evaluator, poison
         self._warned: set[int] = set()
+        self._shapes = ShapesSeen("prompt", FEWER_SHAPES)
         everywhere = NamedSharding(mesh, P())
         self._jitted = Checked(
             jax.jit(self._traceable, static_argnames="request", out_shardings=(everywhere, everywhere)), mesh
@@ -99,6 +105,7 @@ class Generator:
             asked.append((part, Request(rows, length, new, sampling)))
         for part, request in asked:
             self._check_ids(part.ids, request)
+            self._shapes.add(part.ids)
         return prompts.joined([self._run(params, part, request, inputs) for part, request in asked])
 
     def _run(self, params: Params, part: Alike, request: Request, inputs: tuple[Any, Any, Tree]) -> jax.Array:

@@ -21,7 +21,7 @@ from jaxpipe.layout.stages import Part
 from jaxpipe.mesh import PIPE, further_axes, on_tpu, pipe_size
 from jaxpipe.model.shapes import is_inexact
 from jaxpipe.parallel import constrain
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 
 class Owned(Residence[Shared]):
@@ -122,14 +122,15 @@ class Owned(Residence[Shared]):
         structure = jax.tree.structure(self.entries[leaves[0].members[0][1][0]].params)
         return jax.tree.unflatten(structure, [self._read(held, leaf, part, repeat) for leaf in leaves])
 
-    def add(self, sums: Tree, part: Part, repeat: Repeat, gradients: Leaves) -> Tree:
+    def add(self, sums: Tree, part: Part, repeat: Repeat, gradients: Sequence[jax.Array | None]) -> Tree:
         assert part.address is not None
         sums, given = dict(sums), iter(gradients)
         for leaf in self._leaves[part.address]:
             name = self._where(leaf)
             if sums[name] is not None and is_inexact(sums[name]):
-                sums[name] = self._added(sums[name], leaf, part, repeat, next(given).astype(sums[name].dtype))
-        assert next(given, None) is None, "one gradient for each leaf that is trained"
+                if (gradient := next(given)) is not None:
+                    sums[name] = self._added(sums[name], leaf, part, repeat, gradient.astype(sums[name].dtype))
+        assert not list(given), "one gradient for each leaf that is trained"
         return sums
 
     def _read(self, held: Tree, leaf: Leaf, part: Part, repeat: Repeat) -> jax.Array:

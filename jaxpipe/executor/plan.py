@@ -18,6 +18,7 @@ from jaxpipe.executor.begin import begins
 from jaxpipe.executor.flow import needed
 from jaxpipe.executor.order import check_order
 from jaxpipe.executor.remat import Remat, RematOption, mode
+from jaxpipe.executor.stage_halves import StageHalves
 from jaxpipe.executor.stage_program import StageProgram
 from jaxpipe.executor.states import States
 from jaxpipe.executor.store import Store
@@ -27,7 +28,7 @@ from jaxpipe.layout.layout import Layout
 from jaxpipe.layout.stages import Stage, make_stages
 from jaxpipe.layout.state_layout import state_layout
 from jaxpipe.lowering.channels import DX, Y
-from jaxpipe.lowering.program import Program
+from jaxpipe.lowering.program import PENDING, Program
 from jaxpipe.mesh import on_tpu
 from jaxpipe.model.abstract import with_axes
 from jaxpipe.model.context import Aux
@@ -77,7 +78,8 @@ class TrainPlan:
       metrics: those of the metrics of `loss_fn`, by name.
       extra: that of the seed of extra losses, or None if no layer has any.
       programs: the distinct stage programs; `program_ids[stage]` is the number of the one that a stage runs.
-      store: the buffers of what forwards keep.
+      halves: their backwards as two ops, by the numbers of those of which the schedule wants that.
+      store, pending: the buffers of what forwards keep, and of what waits between the two ops of a backward.
       states: the state of the layers.
       codecs: per kind of value, how it travels.
 
@@ -106,8 +108,9 @@ class TrainPlan:
         behind = self.stages[1:]
         gradients = [needed(split_inexact(stage.inputs)[0], stage.takes) for stage in behind]
         self.codecs = {Y: Codec([stage.inputs for stage in behind]), DX: Codec(gradients)}
-        self.weights, self.store = Weights(layout, mesh), Store()
+        self.weights, self.store, self.pending = Weights(layout, mesh), Store(), Store()
         self.programs: list[StageProgram] = []
+        self.halves: dict[int, StageHalves] = {}
         self.program_ids: list[int] = []
         with_axes(mesh, functools.partial(self._capture, mode(remat), key_aval))()
 
@@ -133,23 +136,41 @@ class TrainPlan:
             if program.kept_by_tail is not None:
                 slots[numbers[id(program.kept_by_tail)]] = tail_slots
         self.store.settle(slots, together)
+        in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
+        numbers = sorted({self.program_ids[stage] for stage in in_two})
+        self.halves = {number: StageHalves(self.programs[number], self.pending) for number in numbers}
+        slots, together = [0] * len(numbers), [set() for _ in range(self.program.num_ranks)]
+        for program_id, rank in zip(self.program_ids, self.layout.placement, strict=True):
+            if program_id in self.halves:
+                number = numbers.index(program_id)
+                slots[number] = max(slots[number], self.program.pending_per_rank[rank])
+                together[rank].add(number)
+        self.pending.settle(slots, together)
         return ()
+
+    @property
+    def whole_in_i(self) -> list[str]:
+        """Labels of layers with trained weights of which W has nothing to do: their backward could not be cut."""
+        return list(dict.fromkeys(label for halves in self.halves.values() for label in halves.whole))
 
     def bytes_per_rank(self) -> dict[str, int]:
         """What a device holds during a step, in bytes, by category; each the largest need of any rank.
 
         "weights" are those it computes with, "gradients" the sums that are added up, "saved" what forwards keep for
-        backwards, "messages" what has arrived and was not read yet, and what was sent last. The last two are at most so
-        much where the mesh has further axes: the compiler may cut them, too. On a TPU there are also the "weights for
-        derivatives", at most so much: those that derivatives want in another layout than forwards do.
+        backwards, "pending" what I keeps for W (if the schedule has such ops), "messages" what has arrived and was not
+        read yet, and what was sent last. The last three are at most so much where the mesh has further axes: the compiler
+        may cut them, too. On a TPU there are also the "weights for derivatives", at most so much: those that derivatives
+        want in another layout than forwards do.
         """
         held = self.weights.avals()
         sums = jax.eval_shape(self.weights.blank_gradients, held)
-        saved = self.store.avals()
         messages = [(size + 1) * _bytes(self.codecs[value].spec) for value, size in self.program.inboxes.items()]
         weights, gradients = (self.weights.bytes_on_a_device(tree) for tree in (held, sums))
         again = {"weights for derivatives": weights} if on_tpu(self.mesh) else {}
-        return {"weights": weights, **again, "gradients": gradients, "saved": _bytes(saved), "messages": sum(messages)}
+        kept = {"saved": _bytes(self.store.avals())}
+        if PENDING in self.program.pools:
+            kept["pending"] = _bytes(self.pending.avals())
+        return {"weights": weights, **again, "gradients": gradients, **kept, "messages": sum(messages)}
 
     def __str__(self) -> str:
         lines = [f"{len(self.stages)} stages, {len(self.programs)} distinct programs"]

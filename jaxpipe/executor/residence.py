@@ -18,7 +18,7 @@ from jaxpipe.layout.on_mesh import left_to_the_compiler
 from jaxpipe.layout.placement import Placement
 from jaxpipe.layout.stages import Part
 from jaxpipe.model.values import split_inexact
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 Entry = TypeVar("Entry", Stack, Shared)
 # Which repetition of a unit: an index, or a traced int32 inside of a scan.
@@ -64,11 +64,11 @@ class Residence(abc.ABC, Generic[Entry]):
         """The params that repetition `repeat` of a part computes with; a leading dim of `part.count` if that is not 1."""
 
     @abc.abstractmethod
-    def add(self, sums: Tree, part: Part, repeat: Repeat, gradients: Leaves) -> Tree:
+    def add(self, sums: Tree, part: Part, repeat: Repeat, gradients: Sequence[jax.Array | None]) -> Tree:
         """The gradients of what a rank holds, with those of one repetition added in place.
 
         Args:
-          gradients: of the inexact leaves of what `take` gives that are trained, in order.
+          gradients: of the inexact leaves of what `take` gives that are trained, in order; None adds nothing.
         """
 
     @abc.abstractmethod
@@ -128,10 +128,10 @@ class ByEntry(Residence[Entry]):
     def take(self, held: Tree, part: Part, repeat: Repeat) -> Params:
         return self.take_one(held[_name(part)], part, repeat)
 
-    def add(self, sums: Tree, part: Part, repeat: Repeat, gradients: Leaves) -> Tree:
+    def add(self, sums: Tree, part: Part, repeat: Repeat, gradients: Sequence[jax.Array | None]) -> Tree:
         old, rebuild = split_inexact(sums[_name(part)])
         pairs = zip(old, gradients, strict=True)
-        return {**sums, _name(part): rebuild([self.add_one(s, part, repeat, g) for s, g in pairs])}
+        return {**sums, _name(part): rebuild([s if g is None else self.add_one(s, part, repeat, g) for s, g in pairs])}
 
     def leave(self, sums: Tree, rank: jax.Array) -> Params:
         def one(name: str, entry: Entry) -> Params:

@@ -31,6 +31,7 @@ class MicroBatch(NamedTuple):
       key: its PRNG key, or None without dropout.
       inputs, labels: leaves [B, ...].
       slot: the slot of the buffers that keeps its values, int32.
+      pending: that of the buffers that keep what waits between I and W, int32; None: nothing does.
       first_layer: index of the first layer of the stage, int32.
       stage, number: those of the stage and of the micro-batch, int32.
     """
@@ -42,6 +43,7 @@ class MicroBatch(NamedTuple):
     first_layer: jax.Array
     stage: jax.Array
     number: jax.Array
+    pending: jax.Array | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,13 @@ class StageProgram:
             params, _, contexts = self._operand_avals(tail, key, x)
             takes = tail[0].takes if tail else stage.gives
             self.tail = Tail(tail, loss_fn, params, x, contexts, labels, weights.layout.precision, extra, takes)
-            if not self._tail_input_is_known:
+            if not self.tail_input_is_known:
                 self.kept_by_tail = buffers.program() if tail_slots else None
                 cursor = self.kept_by_tail or cursor
                 self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1, apart=bool(tail_slots)))
 
     @property
-    def _tail_input_is_known(self) -> bool:
+    def tail_input_is_known(self) -> bool:
         return self.stage.is_first and not self.segments
 
     def _operand_avals(self, parts: tuple[Part, ...], key: Key | None, x: Avals) -> tuple[Avals, Avals, Avals]:
@@ -157,8 +159,8 @@ class StageProgram:
 
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, drop: int = drop) -> Any:
                 x, buffers, carried = carry
-                parts = self._begin.placed(segment.unit.parts, micro_batch.stage)
-                params, contexts = self._operands(parts, held, carried, micro_batch, repeat)
+                parts = self.placed(segment.unit.parts, micro_batch)
+                params, contexts = self.operands(parts, held, carried, micro_batch, repeat)
                 y, found, saved = segment.unit.forward(params, x, contexts)
                 if segment.has_backward:
                     buffers = store.write(buffers, micro_batch.slot, segment.entries, repeat, saved[drop:])
@@ -196,15 +198,10 @@ class StageProgram:
             def step(carry: Any, repeat: Repeat, segment: Segment = segment, unit: Unit = unit) -> Any:
                 dy, grads = carry
                 repeat = segment.repeats - 1 - repeat
-                parts = self._begin.placed(unit.parts, micro_batch.stage)
-                params, contexts = self._operands(parts, held.params, carried, micro_batch, repeat)
+                parts = self.placed(unit.parts, micro_batch)
+                params, contexts = self.operands(parts, held.params, carried, micro_batch, repeat)
                 again = self.weights.take(held.again, parts, repeat)
-                saved = store.read(buffers, micro_batch.slot, segment.entries, repeat, segment.kept)
-                if segment.in_batch:
-                    inputs = jax.tree.leaves(micro_batch.inputs)
-                    known = [inputs[i] for i in unit.saved_inputs]
-                else:
-                    known, saved = saved[: segment.num_saved_inputs], saved[segment.num_saved_inputs :]
+                known, saved = self.kept_of(segment, micro_batch, buffers, repeat)
                 dparams, dx = unit.backward(params, again, known, saved, contexts, dy, extra)
                 return (dx, self.weights.add(grads, parts, repeat, unit.params, dparams))
 
@@ -222,18 +219,40 @@ class StageProgram:
         """
         tail = self.tail
         assert tail is not None, "only the last stage has a tail"
-        x = micro_batch.inputs
-        if not self._tail_input_is_known:
-            leaves, structure = jax.tree.flatten(tail.inputs)
-            x = jax.tree.unflatten(
-                structure, store.read(buffers, self._tail_slot(micro_batch), self._tail_entries, 0, leaves)
-            )
-        parts = self._begin.placed(tail.parts, micro_batch.stage)
-        params, contexts = self._operands(parts, held, carried, micro_batch, 0)
+        x = self.tail_input(micro_batch, buffers)
+        parts = self.placed(tail.parts, micro_batch)
+        params, contexts = self.operands(parts, held, carried, micro_batch, 0)
         made = tail.loss_and_gradient(params, x, contexts, micro_batch.labels, start)
         total, metrics, found, dparams, dx = made
         carried = beside.joined(beside.record(carried, parts, 0, found), metrics)
         return total, dx, self.weights.add(grads, parts, 0, tail.params, dparams), carried
+
+    def tail_input(self, micro_batch: MicroBatch, buffers: Buffers) -> Tree:
+        """The input of the tail."""
+        assert self.tail is not None, "only the last stage has a tail"
+        if self.tail_input_is_known:
+            return micro_batch.inputs
+        leaves, structure = jax.tree.flatten(self.tail.inputs)
+        slot = self._tail_slot(micro_batch)
+        return jax.tree.unflatten(structure, store.read(buffers, slot, self._tail_entries, 0, leaves))
+
+    def kept_of(
+        self, segment: Segment, micro_batch: MicroBatch, buffers: Buffers, repeat: Repeat
+    ) -> tuple[Leaves, Leaves]:
+        """What a repetition of a segment has kept: leaves of its input, which may be in the batch, and the rest."""
+        saved = store.read(buffers, micro_batch.slot, segment.entries, repeat, segment.kept)
+        if segment.in_batch:
+            return self.inputs_of(segment, micro_batch), saved
+        return saved[: segment.num_saved_inputs], saved[segment.num_saved_inputs :]
+
+    def inputs_of(self, segment: Segment, micro_batch: MicroBatch) -> Leaves:
+        """What a segment whose input is in the batch would keep of it."""
+        inputs = jax.tree.leaves(micro_batch.inputs)
+        return [inputs[i] for i in segment.unit.saved_inputs]
+
+    def placed(self, parts: Sequence[Part], micro_batch: MicroBatch) -> list[Part]:
+        """Some parts with their slots counted as on the rank of the stage that runs."""
+        return self._begin.placed(parts, micro_batch.stage)
 
     def _tail_slot(self, micro_batch: MicroBatch) -> jax.Array:
         return micro_batch.number % self.tail_slots if self.tail_slots else micro_batch.slot
@@ -243,8 +262,9 @@ class StageProgram:
         buffers = self.kept.spoil(buffers, micro_batch.slot)
         return buffers if self.kept_by_tail is None else self.kept_by_tail.spoil(buffers, self._tail_slot(micro_batch))
 
-    def _operands(
+    def operands(
         self, parts: Sequence[Part], held: Params, carried: Aux, micro_batch: MicroBatch, repeat: Repeat
     ) -> tuple[Tree, list[Context]]:
+        """Params and contexts of one repetition of some parts."""
         contexts = beside.contexts(parts, carried, micro_batch.key, micro_batch.first_layer, repeat)
         return self.weights.take(held, parts, repeat), contexts

@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch: the ops F and B of a training step, and what they carry from tick to tick."""
+"""Loss and gradients of one batch: the ops of a training step, and what they carry from tick to tick."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -16,17 +16,18 @@ from jaxpipe.executor.mail import Inbox, Mail
 from jaxpipe.executor.plan import TrainPlan
 from jaxpipe.executor.pullback import Twice
 from jaxpipe.executor.seeds import Seeds
+from jaxpipe.executor.stage_halves import StageHalves
 from jaxpipe.executor.stage_program import MicroBatch, StageProgram
 from jaxpipe.executor.store import Buffers
 from jaxpipe.lowering.channels import DX, Y
-from jaxpipe.lowering.program import SAVED
+from jaxpipe.lowering.program import PENDING, SAVED
 from jaxpipe.lowering.rows import Now
 from jaxpipe.mesh import DATA, PIPE, data_size
 from jaxpipe.model import keys
 from jaxpipe.model.context import Aux
 from jaxpipe.model.loss import over, weight_from_labels
 from jaxpipe.model.values import split_inexact
-from jaxpipe.types import Batch, Key, Params, Tree
+from jaxpipe.types import Batch, Key, Leaves, Params, Tree
 
 P = PartitionSpec
 
@@ -54,12 +55,14 @@ class Carry:
 
     Attributes:
       buffers: what forwards have kept for backwards.
+      pending: what the first halves of backwards have kept for the second ones.
       grads: the sums of gradients of what the rank holds.
       total: the sum of the losses of its micro-batches.
       beside: the state of its layers, and what else they have given beside their outputs.
     """
 
     buffers: Buffers
+    pending: Buffers
     grads: Params
     total: jax.Array
     beside: Aux
@@ -132,6 +135,7 @@ class _Step:
         wanted = beside.start(plan.beside, plan.metrics)
         carry = Carry(
             buffers=plan.store.allocate(self.poison),
+            pending=plan.pending.allocate(self.poison),
             grads=plan.weights.blank_gradients(self.held.params),
             total=jnp.zeros((), plan.terms.total.dtype),
             beside=(wanted if self.metrics else wanted._replace(metrics={}))._replace(
@@ -169,6 +173,13 @@ class _Step:
             return Branch(
                 lambda *args: self._forward(program, *args), ("buffers", "beside"), (Y,) * before, (Y,) * behind
             )
+        if kind == "W":
+            changes = ("grads", *("pending",) * self.poison)
+            return Branch(lambda *args: self._weight_gradient(self.plan.halves[program_id], *args), changes)
+        if kind == "I":
+            halves = self.plan.halves[program_id]
+            changes = (*("grads",) * halves.changes_grads, "total", "beside", "pending", *("buffers",) * self.poison)
+            return Branch(lambda *args: self._input_gradient(halves, *args), changes, (DX,) * behind, (DX,) * before)
         changes = ("grads", "total", "beside", *("buffers",) * self.poison)
         return Branch(lambda *args: self._backward(program, *args), changes, (DX,) * behind, (DX,) * before)
 
@@ -190,19 +201,55 @@ class _Step:
                 )
             total = total + found
         else:
-            dy = flow.needed(split_inexact(stage.outputs)[0], stage.gives)
-            dy = codec.decode(self.mail.read(inbox, DX, now), dy)
+            dy = self._arrived(program, inbox, now)
         dx, grads = program.backward(self.held, dy, micro_batch, carry.buffers, carried, grads, self.seeds.extra)
         carry = replace(carry, grads=grads, total=total, beside=carried)
         if self.poison:
             carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
         return carry, {} if stage.is_first else {DX: codec.encode(dx)}
 
+    def _input_gradient(self, halves: StageHalves, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
+        program, micro_batch = halves.program, self._micro_batch(now)
+        grads, pending, total, carried = carry.grads, carry.pending, carry.total, carry.beside
+        if program.stage.is_last:
+            with jax.named_scope(scopes.TAIL):
+                found, dy, pending, grads, carried = halves.loss_and_input_gradient(
+                    self.held.params, micro_batch, carry.buffers, pending, carried, grads, self.seeds
+                )
+            total = total + found
+        else:
+            dy = self._arrived(program, inbox, now)
+        dx, pending, grads = halves.input_gradient(
+            self.held, dy, micro_batch, carry.buffers, pending, carried, grads, self.seeds.extra
+        )
+        carry = replace(carry, grads=grads, pending=pending, total=total, beside=carried)
+        if self.poison:
+            carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
+        return carry, {} if program.stage.is_first else {DX: self.plan.codecs[DX].encode(dx)}
+
+    def _weight_gradient(self, halves: StageHalves, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
+        del inbox
+        micro_batch = self._micro_batch(now)
+        carry = replace(
+            carry,
+            grads=halves.weight_gradient(self.held, micro_batch, carry.pending, carry.beside, carry.grads, self.seeds),
+        )
+        if self.poison:
+            carry = replace(carry, pending=halves.spoil(carry.pending, micro_batch))
+        return carry, {}
+
+    def _arrived(self, program: StageProgram, inbox: Inbox, now: Now) -> Leaves:
+        """The gradient of the output of a stage, from the next one."""
+        stage = program.stage
+        dy = flow.needed(split_inexact(stage.outputs)[0], stage.gives)
+        return self.plan.codecs[DX].decode(self.mail.read(inbox, DX, now), dy)
+
     def _micro_batch(self, now: Now) -> MicroBatch:
         m, (inputs, labels) = now.micro_batch, self.batch
         key = None if self.key is None else keys.micro_batch_key(self.key, m, self.device.data_rank)
         x = self.plan.layout.precision.inputs(pick(inputs, m))
-        return MicroBatch(key, x, pick(labels, m), now.slots[SAVED], self.starts[now.stage], now.stage, m)
+        slots = now.slots[SAVED], self.starts[now.stage], now.stage, m, now.slots.get(PENDING)
+        return MicroBatch(key, x, pick(labels, m), *slots)
 
     def _total_weight(self) -> jax.Array:
         """The weight of all micro-batches on all data ranks, from the labels alone.

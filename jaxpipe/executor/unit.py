@@ -51,7 +51,7 @@ class Unit(abc.ABC):
       params, inputs, contexts: abstract values of what `forward` will get, params and contexts per part.
 
     Attributes:
-      inputs, outputs: abstract values of what it takes and returns.
+      inputs, outputs, contexts: abstract values of what it takes and returns, and of the contexts of its parts.
       beside: those of what its parts give beside, per part.
       saved: abstract values of what the forward keeps: first the inputs in `saved_inputs`, then what is computed.
       saved_inputs: which leaves of the input are among that.
@@ -69,13 +69,14 @@ class Unit(abc.ABC):
     def __init__(self, parts: Sequence[Part], params: Avals, inputs: Avals, contexts: Avals):
         self.parts, self.params, self.inputs = tuple(parts), params, inputs
         self._inputs = [aval(leaf) for leaf in jax.tree.leaves(inputs)]
+        self.contexts = contexts
         self._frozen = frozen_numbers(parts, params)
         self.takes, self.gives = self.parts[0].takes, self.parts[-1].gives
         # Numbers of those leaves of the contexts that will be others when the backward runs.
         self._passing = passing.numbers(parts, contexts)
 
     @property
-    def _seed(self) -> Avals:
+    def seed(self) -> Avals:
         """The abstract value of the seed of its extra losses, or None if it has none."""
         return seeds.aval_of(self.beside)
 
@@ -84,9 +85,7 @@ class Unit(abc.ABC):
         """The output, what the parts give beside it, and what is kept for the backward (shapes as in `saved`)."""
 
     @abc.abstractmethod
-    def _operands(
-        self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree
-    ) -> tuple[Tree, ...]:
+    def operands(self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree) -> tuple[Tree, ...]:
         """What the captured backward takes before the gradients; arguments as for `backward`."""
 
     def backward(
@@ -107,8 +106,21 @@ class Unit(abc.ABC):
           saved: what else `forward` kept.
           extra: the gradient of the objective by each extra loss; see `seeds`. Not looked at if the unit has none.
         """
-        own = None if self._seed is None or extra is None else extra.astype(self._seed.dtype)
-        return self._backward(*self._operands(params, again, known, saved, contexts), dy, own)
+        return self._backward(*self.operands(params, again, known, saved, contexts), dy, self.own_seed(extra))
+
+    def own_seed(self, extra: jax.Array | None) -> jax.Array | None:
+        """The seed of its extra losses, or None if it has none."""
+        return None if self.seed is None or extra is None else extra.astype(self.seed.dtype)
+
+    @property
+    def captured(self) -> Captured:
+        """The backward: `captured(*operands(...), dy, own_seed(...))`."""
+        return self._backward
+
+    @property
+    def wanted(self) -> list[jax.ShapeDtypeStruct | None]:
+        """Abstract values of the gradients of its output that it is given."""
+        return flow.needed(flow.inexact(self.outputs), self.gives)
 
     @property
     def has_backward(self) -> bool:

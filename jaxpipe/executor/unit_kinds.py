@@ -45,8 +45,9 @@ class Recompute(Unit):
             dparams, dx = pullback((flow.cotangents(canonical(y), dy), seeds.of_losses(extra, losses)))
             return dparams, flow.spread(dx, self.takes)
 
-        dy = flow.needed(flow.inexact(self.outputs), self.gives)
-        self._backward = self._captured_backward(backward, params, params, self._inputs, contexts, dy, self._seed)
+        self._backward = self._captured_backward(
+            backward, params, params, self._inputs, contexts, self.wanted, self.seed
+        )
         first = 2 * len(jax.tree.leaves(params)) + len(self._inputs)
         self._kept = passing.read(self._backward.jaxpr, first, self._passing)
         leaves = jax.tree.leaves(contexts)
@@ -57,9 +58,7 @@ class Recompute(Unit):
         kept = [leaves[number] for number in self._kept]
         return *self._forward(params, x, contexts), [*jax.tree.leaves(x), *kept]
 
-    def _operands(
-        self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree
-    ) -> tuple[Tree, ...]:
+    def operands(self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree) -> tuple[Tree, ...]:
         return params, again, known, passing.replaced(contexts, self._kept, saved)
 
 
@@ -127,9 +126,8 @@ class Keep(Unit):
             dparams, dx = jax.tree.unflatten(structure, leaves)(start)
             return dparams, flow.spread(dx, self.takes)
 
-        dy = flow.needed(flow.inexact(self.outputs), self.gives)
         made = known_avals, computed_avals
-        self._backward = self._captured_backward(backward, params, *made, contexts, dy, self._seed)
+        self._backward = self._captured_backward(backward, params, *made, contexts, self.wanted, self.seed)
 
     def forward(self, params: Params, x: Tree, contexts: Tree) -> tuple[Tree, list[Aux], Leaves]:
         made = self._forward.leaves(params, x, contexts)
@@ -137,9 +135,7 @@ class Keep(Unit):
         inputs = jax.tree.leaves(x)
         return y, beside, [inputs[i] for i in self.saved_inputs] + [made[i] for i in self._kept]
 
-    def _operands(
-        self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree
-    ) -> tuple[Tree, ...]:
+    def operands(self, params: Params, again: Params, known: Leaves, saved: Leaves, contexts: Tree) -> tuple[Tree, ...]:
         # What a policy runs again is seldom a product with a weight, so all of it reads the operands of the derivative.
         return again, known, saved, contexts
 

@@ -21,7 +21,7 @@ from jaxpipe.layout.stages import Part
 from jaxpipe.mesh import DATA
 from jaxpipe.model.shapes import sum_dtype
 from jaxpipe.model.values import split_inexact
-from jaxpipe.types import Avals, Leaves, Params, Tree
+from jaxpipe.types import Avals, Params, Tree
 
 # What a rank holds of its own, beside what it holds of the two groups of the params tree.
 OWNED = "owned"
@@ -121,12 +121,14 @@ class Weights:
         trained = {key: residence.trained(held[key]) for key, residence in self._residences.items()}
         return self._further.held(jax.tree.map(lambda a: jnp.zeros(a.shape, sum_dtype(a.dtype)), trained))
 
-    def add(self, sums: Params, parts: Sequence[Part], repeat: Repeat, taken: Tree, gradients: Leaves) -> Params:
+    def add(
+        self, sums: Params, parts: Sequence[Part], repeat: Repeat, taken: Tree, gradients: Sequence[jax.Array | None]
+    ) -> Params:
         """`sums` with the gradients of one repetition of some parts added, in place as XLA sees it.
 
         Args:
           taken: what `take` gave, or its shapes.
-          gradients: those of the trained leaves of it, in order.
+          gradients: those of the trained leaves of it, in order; None adds nothing.
         """
         sums = dict(sums)
         remaining = list(gradients)

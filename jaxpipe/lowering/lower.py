@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from jaxpipe.errors import ScheduleError
 from jaxpipe.lowering.channels import VALUES, Channel, Message, channels, clock, messages
 from jaxpipe.lowering.period import Loop, Traffic, fold
-from jaxpipe.lowering.program import IDLE, SAVED, Cell, Program
+from jaxpipe.lowering.program import IDLE, PENDING, SAVED, Cell, Program
 from jaxpipe.lowering.slots import colour
 from jaxpipe.lowering.verify import verify
 from jaxpipe.schedules import Schedule
@@ -14,23 +13,22 @@ Ticks = dict[tuple[str, int, int], int]
 
 
 def lower(schedule: Schedule) -> Program:
-    """Makes the program that runs `schedule`.
-
-    Raises:
-      ScheduleError: the table splits the backward, which the loop does not run yet.
-    """
-    _check_supported(schedule)
+    """Makes the program that runs `schedule`."""
     ticks = clock(schedule)
     routed = messages(schedule)
     carriers = channels(routed)
     channel_of = {(c.value, edge): number for number, c in enumerate(carriers) for edge in c.edges}
-    saved, saved_per_rank = _saved_slots(schedule, ticks)
-    pools = {} if schedule.forward_only else {SAVED: max(saved_per_rank)}
+    saved, saved_per_rank = _kept(schedule, ticks, ("F",), ("B", "I"))
+    pending, pending_per_rank = _kept(schedule, ticks, ("I",), ("W",))
+    pools = {SAVED: max(saved_per_rank)} if saved else {}
+    pools |= {PENDING: max(pending_per_rank)} if pending else {}
     arrival, inboxes = _arrival_slots(schedule, routed)
 
     grid = [[Cell() for _ in range(schedule.num_ranks)] for _ in range(1 + max(ticks.values()))]
     for (kind, stage, micro_batch), tick in ticks.items():
-        slots = (saved[stage, micro_batch],) if pools else ()
+        uses = {SAVED: saved.get((stage, micro_batch), -1) if kind != "W" else -1}
+        uses[PENDING] = pending[stage, micro_batch] if kind in ("I", "W") else -1
+        slots = tuple(uses[pool] for pool in pools)
         grid[tick][schedule.placement[stage]] = Cell(kind, stage, micro_batch, slots)
     traffic: list[set[Traffic]] = [set() for _ in grid]
     for message in routed:
@@ -55,28 +53,30 @@ def lower(schedule: Schedule) -> Program:
         pools=pools,
         inboxes=inboxes,
         saved_per_rank=tuple(saved_per_rank),
+        pending_per_rank=tuple(pending_per_rank),
         direct=frozenset(value for value in inboxes if _is_direct(value, routed, carriers, loops, frozen)),
     )
     verify(program)
     return program
 
 
-def _saved_slots(schedule: Schedule, ticks: Ticks) -> tuple[dict[tuple[int, int], int], list[int]]:
-    """The slot of what each forward keeps for its backward, by (stage, micro_batch), and how many slots each rank uses."""
-    saved: dict[tuple[int, int], int] = {}
+def _kept(
+    schedule: Schedule, ticks: Ticks, writers: tuple[str, ...], readers: tuple[str, ...]
+) -> tuple[dict[tuple[int, int], int], list[int]]:
+    """The slot of what one op keeps for another one, by (stage, micro_batch), and how many slots each rank uses.
+
+    Args:
+      writers, readers: the kinds of these ops. A table has them for some micro-batches of some stages, or for none.
+    """
+    wrote = {(stage, m): tick for (kind, stage, m), tick in ticks.items() if kind in writers}
+    read = {(stage, m): tick for (kind, stage, m), tick in ticks.items() if kind in readers}
+    kept: dict[tuple[int, int], int] = {}
     per_rank = [0] * schedule.num_ranks
-    if schedule.forward_only:
-        return saved, per_rank
     for rank in range(schedule.num_ranks):
-        intervals = {
-            (stage, m): (ticks["F", stage, m], ticks["B", stage, m])
-            for stage in range(schedule.num_stages)
-            if schedule.placement[stage] == rank
-            for m in range(schedule.num_micro_batches)
-        }
+        intervals = {at: (wrote[at], tick) for at, tick in read.items() if schedule.placement[at[0]] == rank}
         slots, per_rank[rank] = colour(intervals)
-        saved.update(slots)
-    return saved, per_rank
+        kept.update(slots)
+    return kept, per_rank
 
 
 def _arrival_slots(schedule: Schedule, routed: Sequence[Message]) -> tuple[dict[Message, int], dict[str, int]]:
@@ -114,11 +114,3 @@ def _is_direct(
     return all(
         permutes.isdisjoint(range(message.sent + 1, message.read)) for message in routed if message.value == value
     )
-
-
-def _check_supported(schedule: Schedule) -> None:
-    if schedule.split_backward:
-        raise ScheduleError(
-            "The schedule splits the backward pass into I and W ops. This version runs F and B only; merge each I and "
-            "its W into one B."
-        )

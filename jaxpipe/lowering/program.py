@@ -11,18 +11,19 @@ from jaxpipe.lowering.period import Edge, Loop, Traffic
 from jaxpipe.schedules import Schedule
 
 IDLE = "."
-# The pool of what a forward keeps for its backward.
+# The pools: what a forward keeps for its backward, and what the first half of a backward, I, keeps for the second one, W.
 SAVED = "saved"
+PENDING = "pending"
 
 
 class Cell(NamedTuple):
     """What one rank does in one tick. A slot of -1 means: none.
 
     Attributes:
-      kind: "F", "B", or "." for idle.
+      kind: "F", "B", "I", "W", or "." for idle.
       stage, micro_batch: of the op.
-      slots: per pool of the program, the slot that the op uses (of the pool "saved": F writes it, B reads it). () means
-        none of any pool.
+      slots: per pool of the program, the slot that the op uses (of the pool "saved": F writes it, B or I reads it; of the
+        pool "pending": I writes it, W reads it). () means none of any pool.
       read: the arrival slot of the op's incoming message.
       arrive: per channel of the program, the arrival slot for the message that this tick's permute brings. () means none
         of any channel.
@@ -48,7 +49,7 @@ class Program:
       pools: the buffers of values that a rank keeps between two of its ops, with the number of slots of each: the largest
         need of any rank. Cells have their slots in this order.
       inboxes: per kind of value that arrives, the number of arrival slots: again the largest need of any rank.
-      saved_per_rank: how many slots of the pool "saved" each rank really uses.
+      saved_per_rank, pending_per_rank: how many slots of the pools "saved" and "pending" each rank really uses.
       direct: the kinds of values that are always read before the next permute that brings one.
     """
 
@@ -60,6 +61,7 @@ class Program:
     pools: Mapping[str, int]
     inboxes: Mapping[str, int]
     saved_per_rank: tuple[int, ...]
+    pending_per_rank: tuple[int, ...]
     direct: frozenset[str]
 
     @property
@@ -118,8 +120,9 @@ class Program:
         size = (
             f"{self.num_ranks} ranks{chunks} x {self.schedule.num_micro_batches} micro-batches, {self.num_ticks} ticks"
         )
+        pending = f"{self.pools[PENDING]} pending, " if PENDING in self.pools else ""
         inboxes = f"{self.inboxes.get(Y, 0)} forward, {self.inboxes.get(DX, 0)} backward"
-        lines = [f"{size}; slots: {self.pools.get(SAVED, 0)} saved, {inboxes}"]
+        lines = [f"{size}; slots: {self.pools.get(SAVED, 0)} saved, {pending}{inboxes}"]
         for loop in self.loops:
             lines.append(f"loop over ticks {loop.start}..{loop.stop - 1}, {loop.period} in the body")
             for phase in range(loop.period):

@@ -3,7 +3,7 @@
 from jaxpipe.lowering.channels import DX, VALUES, Y
 from jaxpipe.lowering.overlap import phase_kinds, place_of_arrival
 from jaxpipe.lowering.period import Loop
-from jaxpipe.lowering.program import SAVED, Program
+from jaxpipe.lowering.program import PENDING, SAVED, Cell, Program
 
 _BUG = "This is a bug in jaxpipe, please report it."
 Label = tuple[str, int, int]  # (what it is, stage, micro_batch)
@@ -18,12 +18,11 @@ def verify(program: Program) -> None:
     """
     schedule, last = program.schedule, program.schedule.num_stages - 1
     ranks = range(program.num_ranks)
-    saved = [dict[int, Label]() for _ in ranks]
+    kept = {pool: [dict[int, Label]() for _ in ranks] for pool in (SAVED, PENDING)}
     inboxes = {value: [dict[int, Label | None]() for _ in ranks] for value in VALUES}
     phase_of = {t: (loop, p) for loop in program.loops for p in range(loop.period) for t in loop.phase_ticks(p)}
-    pool = list(program.pools).index(SAVED) if SAVED in program.pools else None
     done: set[Label] = set()
-    peak = [0] * program.num_ranks
+    peak = {pool: [0] * program.num_ranks for pool in kept}
 
     # As in the loop, what was sent stays there until the next message of its kind.
     outbox = {value: dict[int, Label]() for value in VALUES}
@@ -45,32 +44,44 @@ def verify(program: Program) -> None:
                 where = f"tick {tick}, rank {rank}, {cell.kind}{m}"
                 assert (cell.kind, stage, m) not in done, f"{where}: done twice. {_BUG}"
                 done.add((cell.kind, stage, m))
-                slot = -1 if pool is None else cell.slots[pool]
                 if cell.kind == "F":
                     if stage > 0:
                         found = inboxes[Y][rank].get(cell.read)
                         assert found == (Y, stage - 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
                     outbox[Y][rank] = (Y, stage, m)
-                    if slot >= 0:
-                        assert slot not in saved[rank], f"{where}: slot {slot} is still in use. {_BUG}"
-                        saved[rank][slot] = (SAVED, stage, m)
-                        peak[rank] = max(peak[rank], len(saved[rank]))
-                else:
+                elif cell.kind != "W":
                     if stage < last:
                         found = inboxes[DX][rank].get(cell.read)
                         assert found == (DX, stage + 1, m), f"{where}: reads {found} from slot {cell.read}. {_BUG}"
-                    kept = saved[rank].pop(slot, None)
-                    assert kept == (SAVED, stage, m), f"{where}: slot {slot} holds {kept}. {_BUG}"
                     outbox[DX][rank] = (DX, stage, m)
+                own = dict(zip(program.pools, cell.slots, strict=True))
+                for pool, boxes in kept.items():
+                    _use(pool, own.get(pool), boxes[rank], cell, where)
+                    peak[pool][rank] = max(peak[pool][rank], len(boxes[rank]))
         slots = {(rank, number): at for rank, cell in enumerate(row) for number, at in enumerate(cell.arrive)}
         for number in range(len(program.channels)):
             if number not in late_of[now]:
                 _permute(program, now, number, outbox, inboxes, slots)
         slots_before = slots
 
-    assert tuple(peak) == program.saved_per_rank, f"keeps {peak} values, has {program.saved_per_rank} slots. {_BUG}"
+    for pool, promised in ((SAVED, program.saved_per_rank), (PENDING, program.pending_per_rank)):
+        assert tuple(peak[pool]) == promised, f"keeps {peak[pool]} {pool} values, has {promised} slots. {_BUG}"
     wanted = sum(op is not None for row in schedule.rows for op in row)
     assert len(done) == wanted, f"{len(done)} of {wanted} ops ran. {_BUG}"
+
+
+def _use(pool: str, slot: int | None, kept: dict[int, Label], cell: Cell, where: str) -> None:
+    """What an op does to the slots of a pool on its rank; `slot` is its own one, None if the program has no such pool."""
+    writer, readers = {SAVED: ("F", "BI"), PENDING: ("I", "W")}[pool]
+    label = (pool, cell.stage, cell.micro_batch)
+    if cell.kind in readers:
+        found = kept.pop(-1 if slot is None else slot, None)
+        assert found == label, f"{where}: slot {slot} holds {found}. {_BUG}"
+    elif cell.kind == writer and slot is not None:
+        assert slot >= 0 and slot not in kept, f"{where}: slot {slot} is still in use. {_BUG}"
+        kept[slot] = label
+    else:
+        assert slot in (None, -1), f"{where}: has slot {slot} of {pool}, and no use for it. {_BUG}"
 
 
 def _late(program: Program, loop: Loop, phase: int) -> dict[int, int]:

@@ -17,13 +17,13 @@ from jaxpipe.training.state import TrainState
 from jaxpipe.types import Batch
 
 
-def table(pipe: Pipeline, state: TrainState, example: Batch) -> list[list[str]]:
+def table(pipe: Pipeline, state: TrainState, plan: TrainPlan | None) -> list[list[str]]:
     """By category; the same on all devices, because stacks are padded and everything else is cut evenly, and because all
     run one program, in which each buffer is as large as the rank that needs most."""
     kept = {"weights": _bytes_on_a_device(state.params), "optimizer state": _bytes_on_a_device(state.opt_state)}
     if jax.tree.leaves(state.layer_state):
         kept["layer state"] = _bytes_on_a_device(state.layer_state)
-    during = _during_a_step(pipe, example)
+    during = {} if plan is None else _during_a_step(pipe, plan)
     rows = [["bytes on each device", "always", "during a step"]]
     rows += [[name, short(size, "B"), ""] for name, size in kept.items()]
     rows += [[name, "", short(size, "B")] for name, size in during.items() if size]
@@ -31,22 +31,27 @@ def table(pipe: Pipeline, state: TrainState, example: Batch) -> list[list[str]]:
     return [*rows, ["total", short(total, "B"), short(total + sum(during.values()), "B") if during else ""]]
 
 
-def _during_a_step(pipe: Pipeline, example: Batch) -> dict[str, int]:
-    """What is added while a step runs, as it is planned; nothing if the example has no labels to plan with."""
+def planned(pipe: Pipeline, example: Batch) -> TrainPlan | None:
+    """The plan of a step; None if the example has no labels to plan with."""
     if example[1] is None and pipe.module.loss_fn is not None:
-        return {}
+        return None
     batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((pipe.num_micro_batches, *a.shape), a.dtype), example)
-    plan = pipe.plan(batch, KEY)
-    planned = plan.bytes_per_rank()
+    return pipe.plan(batch, KEY)
+
+
+def _during_a_step(pipe: Pipeline, plan: TrainPlan) -> dict[str, int]:
+    """What is added while a step runs, as it is planned."""
+    bytes_of = plan.bytes_per_rank()
     own = sum(_size(leaf) for leaf in jax.tree.leaves(plan.weights.avals().get(OWNED, {})))
     gathered, cast = _gathered_and_cast(pipe, plan)
     return {
-        "gradients": planned["gradients"],
+        "gradients": bytes_of["gradients"],
         "weights of its own, from all ranks": own,
         f"weights gathered from all {'data ' if pipe.layout.cuts_data else ''}ranks": gathered,
         f"weights cast to {pipe.precision.compute_dtype}": cast,
-        "saved for the backward pass": planned["saved"],
-        "messages between stages": planned["messages"],
+        "saved for the backward pass": bytes_of["saved"],
+        "waiting between I and W": bytes_of.get("pending", 0),
+        "messages between stages": bytes_of["messages"],
     }
 
 

@@ -50,7 +50,13 @@ def summarize(pipe: Pipeline, config: Config, state: TrainState) -> str:
         )
     if layout.cuts_data:
         lines.append("zero_stage 1: cut over the data ranks, too, and gathered on all of them for the time of a step.")
-    return "\n".join([*lines, "", *columns(memory.table(pipe, state, example), left={0})])
+    plan = memory.planned(pipe, example)
+    if plan is not None and plan.whole_in_i:
+        lines.append(
+            f"{listed(plan.whole_in_i)}: the gradients of their weights are made with that of their input, in I, and add "
+            "nothing to W."
+        )
+    return "\n".join([*lines, "", *columns(memory.table(pipe, state, plan), left={0})])
 
 
 def _head(pipe: Pipeline, config: Config, num_params: int, example: Batch) -> list[str]:

@@ -1,7 +1,6 @@
 """`generate`: token by token what one device makes of whole sequences, for any cut, mesh, number of rows and rules."""
 
 import re
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from flax import linen, nnx
 from jax.sharding import PartitionSpec as P
 
 import jaxpipe
+from jaxpipe.data import shapes_seen
 from jaxpipe.errors import ConfigError, DataError, LayerError
 from jaxpipe.executor.generate_plan import Request
 from jaxpipe.executor.sampling import Sampling
@@ -90,15 +90,16 @@ def test_what_is_drawn_depends_on_key_row_and_number_alone(stages, data, top_k, 
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_prompts_of_unlike_lengths(cached):
+def test_prompts_of_unlike_lengths(cached, monkeypatch):
     """A row is what it is among others of its length: its noise is that of its number among all prompts of the call."""
     layers = causal().entries if cached else [EMBED, mixer(mean_of_before), HEAD]
     module = jaxpipe.PipelineModule(list(layers), partition_method="uniform")
     pipe, params = pipeline(module, 2, 2)
     ids, key = prompts(6), jax.random.key(8)
     given = [list(row[: 4 if number % 3 else 2]) for number, row in enumerate(ids)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("default" if cached else "ignore")
+    if cached:
+        monkeypatch.setattr(shapes_seen, "MOST", 1)
+    with pytest.warns(UserWarning, match="2 shapes of prompt batches so far" if cached else "has no cache"):
         found = pipe.generate(params, given, 3, temperature=2.5, top_k=4, stop=9, key=key)
     assert [len(row) for row in found] == [5, 7, 7, 5, 7, 7]
     for length, numbers in ((2, [0, 3]), (4, [1, 2, 4, 5])):

@@ -29,3 +29,11 @@ def test_the_ninth_shape_warns_once_and_all_are_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen.add(batch(40))
+
+
+def test_another_kind_has_advice_of_its_own():
+    seen = ShapesSeen("prompt", "Do that.")
+    with pytest.warns(UserWarning, match=r"9 shapes of prompt batches so far.*Do that\.\n  float") as caught:
+        for rows in range(1, MOST + 2):
+            seen.add(np.zeros(rows))
+    assert "pad_micro_batches" not in str(caught[0].message)

@@ -16,6 +16,7 @@ from jaxpipe.executor.mail import Mail
 from jaxpipe.lowering.channels import DX, Y, clock
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import SAVED
+from tests.lowering.programs import in_random_order, loop_of, v_of
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +35,7 @@ SPOILED = -(10**6)
 
 def run(program, program_ids, pause=None):
     """The logs of all ranks."""
-    last = program.num_ranks - 1
+    last = program.schedule.num_stages - 1
     mail = Mail(program, {Y: WIRE, DX: WIRE})
     slots = program.pools.get(SAVED, 1)
 
@@ -74,8 +75,8 @@ def run(program, program_ids, pause=None):
 
 def replay(schedule, program_ids, pause=None):
     """Op by op in the order of the clock; values by name, so that no slot, inbox or permute is involved."""
-    stages = schedule.num_stages
-    log = np.zeros((stages, 2), np.int32)
+    stages, rank_of = schedule.num_stages, schedule.placement
+    log = np.zeros((schedule.num_ranks, 2), np.int32)
     made = {}
     ticks = clock(schedule)
     total = 1 + max(ticks.values())
@@ -88,11 +89,11 @@ def replay(schedule, program_ids, pause=None):
                 x = np.asarray([m + 7, m * 3], np.int32) if stage == 0 else made["F", stage - 1, m]
                 if kind == "F":
                     made[kind, stage, m] = x * (number + 2) + np.int32(stage)
-                    log[stage] = log[stage] * 31 + made[kind, stage, m]
+                    log[rank_of[stage]] = log[rank_of[stage]] * 31 + made[kind, stage, m]
                 else:
                     gradient = x + 5 if stage == stages - 1 else made["B", stage + 1, m]
                     made[kind, stage, m] = gradient * 2 + x * (number + 1)
-                    log[stage] = log[stage] * 37 + made[kind, stage, m]
+                    log[rank_of[stage]] = log[rank_of[stage]] * 37 + made[kind, stage, m]
             if pause is not None:
                 done = tick + 1
                 first, every = pause
@@ -112,6 +113,17 @@ def test_a_program_does_what_its_schedule_says(name, stages, micro_batches):
     program_ids = [0, *[1] * (stages - 2), 2] if stages > 1 else [0]
     found = run(lower(schedule), program_ids)
     np.testing.assert_array_equal(found, replay(schedule, program_ids))
+
+
+PLACED = [loop_of(2, 3), v_of(3), loop_of(1, 3), (2, 0, 1, 1, 0, 2, 0), (3, 1, 0, 2, 1, 3)]
+
+
+@pytest.mark.parametrize("placement", PLACED, ids=["-".join(map(str, each)) for each in PLACED])
+def test_stages_may_lie_anywhere(placement):
+    """Messages come over several channels into one inbox, or stay where they are; ops are in a random order."""
+    schedule = in_random_order(placement, 3, seed=len(placement))
+    program_ids = [0, *(1 + stage % 2 for stage in range(len(placement) - 2)), 3]
+    np.testing.assert_array_equal(run(lower(schedule), program_ids), replay(schedule, program_ids))
 
 
 @pytest.mark.parametrize(

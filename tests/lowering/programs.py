@@ -5,16 +5,20 @@ import random
 from hypothesis import strategies as st
 
 from jaxpipe.schedules import Op, Schedule
+from jaxpipe.schedules.op import needs
 
 NAMES = ("1f1b", "eager_1f1b", "gpipe")
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 12))
+
+# Which part of the backwards comes as I and W.
+shares = st.sampled_from([0, 0.5, 1])
 
 
 @st.composite
 def random_schedules(draw):
     """A random topological order of the ops, dealt to the ranks in that order: any table that does not deadlock."""
     stages, micro_batches = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    return in_random_order(tuple(range(stages)), micro_batches, draw(st.integers(0, 2**32)))
+    return in_random_order(tuple(range(stages)), micro_batches, draw(st.integers(0, 2**32)), draw(shares))
 
 
 @st.composite
@@ -24,24 +28,32 @@ def random_placements(draw):
     return tuple(draw(st.permutations([rank for rank, count in enumerate(counts) for _ in range(count)])))
 
 
-def in_random_order(placement, micro_batches, seed, in_order=False):
+def in_random_order(placement, micro_batches, seed, split=0.0, in_order=False):
     """A table with stages on these ranks, whose ops are in a random order that does not deadlock.
 
-    With `in_order` each stage takes the micro-batches in order.
+    About `split` of the backwards come as I and W. With `in_order` each stage takes the micro-batches in order.
     """
     rng, stages = random.Random(seed), len(placement)
-    todo = {Op(k, s, m) for k in "FB" for s in range(stages) for m in range(micro_batches)}
+    pairs = [(s, m) for s in range(stages) for m in range(micro_batches)]
+    halved = {pair for pair in pairs if rng.random() < split}
+    todo = {Op(k, *pair) for pair in pairs for k in ("FIW" if pair in halved else "FB")}
     rows = [[] for _ in range(1 + max(placement))]
     done = set()
     while todo:
-        ready = sorted(op for op in todo if _needs(op, stages) <= done)
-        if in_order:
-            ready = [op for op in ready if all(Op(op.kind, op.stage, m) in done for m in range(op.micro_batch))]
+        ready = sorted(op for op in todo if set(needs(op, stages, halved)) <= done)
+        if in_order:  # W takes part in nothing that has an order
+            ready = [op for op in ready if all(_came(op, m, done) for m in range(op.micro_batch)) or op.kind == "W"]
         op = rng.choice(ready)
         rows[placement[op.stage]].append(op)
         todo.remove(op)
         done.add(op)
     return Schedule(rows=tuple(map(tuple, rows)), placement=placement)
+
+
+def _came(op, micro_batch, done):
+    """Whether the op of the same sort of another micro-batch is done; B and I are of one sort."""
+    kinds = "BI" if op.kind in "BI" else op.kind
+    return any(Op(kind, op.stage, micro_batch) in done for kind in kinds)
 
 
 def loop_of(ranks, chunks):
@@ -52,10 +64,3 @@ def loop_of(ranks, chunks):
 def v_of(ranks):
     """Down the ranks and back up."""
     return (*range(ranks), *reversed(range(ranks)))
-
-
-def _needs(op, stages):
-    if op.kind == "F":
-        return {Op("F", op.stage - 1, op.micro_batch)} if op.stage else set()
-    after = {Op("B", op.stage + 1, op.micro_batch)} if op.stage + 1 < stages else set()
-    return after | {Op("F", op.stage, op.micro_batch)}

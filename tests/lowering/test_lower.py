@@ -1,15 +1,12 @@
 """Programs for thousands of schedules: the replay accepts them, the buffers are as small as the simulator says."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxpipe import schedules
-from jaxpipe.errors import ScheduleError
 from jaxpipe.lowering.lower import lower
 from jaxpipe.lowering.program import SAVED
-from jaxpipe.schedules import Op, Schedule
-from tests.lowering.programs import NAMES, in_random_order, random_placements, random_schedules, sizes
+from tests.lowering.programs import NAMES, in_random_order, random_placements, random_schedules, shares, sizes
 
 
 @given(st.sampled_from(NAMES), sizes)
@@ -50,47 +47,53 @@ def test_forward_only_is_one_tick_per_micro_batch(size):
 @given(random_schedules())
 def test_any_table_can_be_lowered(schedule):
     program = lower(schedule)
-    assert program.saved_per_rank == tuple(max(_live(row)) for row in schedule.rows), (
-        "in order on each rank, whatever the clock"
-    )
+    assert_slots(program)  # in order on each rank, whatever the clock
 
 
-@given(random_placements(), st.integers(1, 3), st.integers(0, 2**32))
-def test_any_placement_can_be_lowered(placement, micro_batches, seed):
+@given(random_placements(), st.integers(1, 3), st.integers(0, 2**32), shares)
+def test_any_placement_can_be_lowered(placement, micro_batches, seed, split):
     """Stages of one rank number their slots together; a value that stays on its rank is not permuted."""
-    program = lower(in_random_order(placement, micro_batches, seed))  # replays itself
-    assert program.saved_per_rank == tuple(max(_live(row)) for row in program.schedule.rows)
+    program = lower(in_random_order(placement, micro_batches, seed, split))  # replays itself
+    assert_slots(program)
     stays = {(a, b) for a, b in zip(placement, placement[1:], strict=False) if a == b}
     permuted = {edge for tick in program.traffic for channel, edge in tick if not program.channels[channel].is_local}
     assert all(a != b for a, b in permuted)
     assert bool(stays) == any(channel.is_local for channel in program.channels)
 
 
-def _live(row):
+def assert_slots(program):
+    """What a forward keeps is given back by B or I, what I keeps by W; no rank has a slot more than that takes."""
+    rows = program.schedule.rows
+    assert program.saved_per_rank == tuple(max(_live(row, "F", "BI")) for row in rows)
+    assert program.pending_per_rank == tuple(max(_live(row, "I", "W")) for row in rows)
+    needs = {"saved": max(program.saved_per_rank), "pending": max(program.pending_per_rank)}
+    assert program.pools == {pool: count for pool, count in needs.items() if count}
+
+
+def _live(row, begins, ends):
     live = 0
     for op in row:
         if op is not None:
-            live += 1 if op.kind == "F" else -1
+            live += (op.kind in begins) - (op.kind in ends)
             yield live
 
 
 @given(random_schedules())
-def test_forward_and_backward_of_a_micro_batch_use_one_slot_and_no_cell_has_one_without_an_op(schedule):
+def test_the_ops_of_a_micro_batch_share_slots_and_no_cell_has_one_without_an_op(schedule):
     program = lower(schedule)
-    (pool,) = program.pools
-    assert pool == SAVED
     slots = {}
     for row in program.cells:
         for cell in row:
             if cell.kind == ".":
                 assert cell.slots == () and cell.read == -1
             else:
-                slots.setdefault((cell.stage, cell.micro_batch), []).append(cell.slots)
-    assert all(forward == backward for forward, backward in slots.values())
+                own = dict(zip(program.pools, cell.slots, strict=True))
+                slots.setdefault((cell.stage, cell.micro_batch), {})[cell.kind] = own
     assert len(slots) == schedule.num_stages * schedule.num_micro_batches
-
-
-def test_what_cannot_run_yet_is_said():
-    split = Schedule(rows=((Op("F", 0, 0), Op("I", 0, 0), Op("W", 0, 0)),), placement=(0,))
-    with pytest.raises(ScheduleError, match="splits the backward pass"):
-        lower(split)
+    for ops in slots.values():
+        assert ops.keys() in ({"F", "B"}, {"F", "I", "W"})
+        first = ops.get("I") or ops["B"]
+        assert ops["F"][SAVED] == first[SAVED] >= 0
+        if "W" in ops:
+            assert first["pending"] == ops["W"]["pending"] >= 0 and ops["W"][SAVED] == -1
+        assert ops["F"].get("pending", -1) == ops.get("B", {}).get("pending", -1) == -1
