@@ -32,7 +32,12 @@ def test_each_layer_of_each_micro_batch_on_each_data_rank_draws_its_own():
     """The oracle calls the same functions, so that it would agree with keys that are alike."""
     root = jax.random.key(3)
     drawn = [
-        *(layer_key(micro_batch_key(root, m, rank), layer) for m in range(3) for rank in range(3) for layer in range(3)),
+        *(
+            layer_key(micro_batch_key(root, m, rank), layer)
+            for m in range(3)
+            for rank in range(3)
+            for layer in range(3)
+        ),
         *(init_key(root, layer) for layer in range(3)),
     ]
     assert len({jax.random.key_data(key).tobytes() for key in map(jax.device_get, drawn)}) == len(drawn) == 30
