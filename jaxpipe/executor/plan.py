@@ -120,9 +120,12 @@ class TrainPlan:
         begin = begins(self.stages)
         tail_slots = 0 if self.program.schedule.num_chunks == 1 else self.program.last_stage_slots()
 
+        in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
+
         def captured(stage: Stage) -> StageProgram:
             known = loss_fn, self.labels, key, Aux(self.states.avals()), self.extra, begin[stage.program_key()]
-            return StageProgram(stage, self.weights, self.store, remat, *known, tail_slots if stage.is_last else 0)
+            slots = tail_slots if stage.is_last else 0
+            return StageProgram(stage, self.weights, self.store, remat, *known, slots, bool(in_two))
 
         self.programs, self.program_ids = distinct(self.stages, captured)
         numbers = {id(kept): number for number, kept in enumerate(self.store.programs)}
@@ -136,7 +139,6 @@ class TrainPlan:
             if program.kept_by_tail is not None:
                 slots[numbers[id(program.kept_by_tail)]] = tail_slots
         self.store.settle(slots, together)
-        in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
         numbers = sorted({self.program_ids[stage] for stage in in_two})
         self.halves = {number: StageHalves(self.programs[number], self.pending) for number in numbers}
         slots, together = [0] * len(numbers), [set() for _ in range(self.program.num_ranks)]
