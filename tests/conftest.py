@@ -1,6 +1,5 @@
 """Simulated devices and strict modes for the whole suite."""
 
-import atexit
 import contextlib
 import importlib.metadata
 import logging
@@ -31,16 +30,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Many tests make the same program once more: an oracle, the first weights of a small model. Each pytest process has a
-# folder of its own, which it deletes: JAX writes such files without a lock, and a process that is killed would leave a half
-# of one.
+# folder of its own: JAX writes such files without a lock, and a process that is killed would leave a half of one.
 _programs = tempfile.mkdtemp(prefix="jaxpipe-tests-")
-atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", _programs)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile("jaxpipe", deadline=None)  # a first call may trace
 hypothesis.settings.load_profile("jaxpipe")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(_programs, ignore_errors=True)
 
 
 @pytest.fixture

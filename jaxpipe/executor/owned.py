@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxpipe.executor.owned_places import Leaf, Places
@@ -58,6 +59,9 @@ class Owned(Residence[Shared]):
             for name, room in self.places.rooms.items()
             for leaf, order in zip(room.tenants, room.orders, strict=True)
         }
+        # Else XLA would lay out the sums for each of two tenants in turn, and copy them in every tick.
+        on_chip = on_tpu(mesh)
+        self._turned = {name for name, room in self.places.rooms.items() if on_chip and len(set(room.orders)) > 1}
         self._starts = {leaf: (name, at) for name, v in self.places.vectors.items() for leaf, at in v.starts}
 
     def _of(self, name: str, members: Mapping[int, Sequence[str]]) -> list[Leaf]:
@@ -146,8 +150,10 @@ class Owned(Residence[Shared]):
     def _added(self, sums: jax.Array, leaf: Leaf, part: Part, repeat: Repeat, gradient: jax.Array) -> jax.Array:
         at = part.slot + repeat * part.count
         if leaf in self._rooms:
-            _, order = self._rooms[leaf]
+            name, order = self._rooms[leaf]
             gradient = gradient.reshape(part.count, *leaf.shape).transpose(_behind(order))
+            if name in self._turned:
+                gradient = with_layout_constraint(gradient, Layout(tuple(range(gradient.ndim))))
         else:
             if self._cut_further:
                 gradient = constrain(gradient, PartitionSpec())

@@ -6,8 +6,10 @@ layers whose arrays have that shape, and per dtype one *vector*, in which a rank
 
 An embedding [V, D] on the first rank and a head [D, V] on the last one have a room together, too. How, depends on memory.
 The arrays of a TPU lie in tiles of their last two dims, and in any order of the dims: there one of them lies transposed in
-the room, which costs a layout and no copy. Elsewhere numbers lie in a row: there the room is a vector of its own, which is
-read as [V, D] or as [D, V], and a transposed array would be copied by each product.
+the room, which costs a layout and no copy, as long as no two loops want the room in two layouts: so tails read another
+operand than forwards (`Twice`), and gradients are added in the order of the room's dims (`Owned`). Elsewhere numbers lie
+in a row: there the room is a vector of its own, which is read as [V, D] or as [D, V], and a transposed array would be
+copied by each product.
 """
 
 import math

@@ -121,9 +121,12 @@ class TrainPlan:
         begin = begins(self.stages)
         tail_slots = 0 if self.program.schedule.num_chunks == 1 else self.program.last_stage_slots()
 
+        in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
+
         def captured(stage: Stage) -> StageProgram:
             known = loss_fn, self.labels, key, Aux(self.states.avals()), self.extra, begin[stage.program_key()]
-            return StageProgram(stage, self.weights, self.store, remat, *known, tail_slots if stage.is_last else 0)
+            slots = tail_slots if stage.is_last else 0
+            return StageProgram(stage, self.weights, self.store, remat, *known, slots, bool(in_two))
 
         self.programs, self.program_ids = distinct(self.stages, captured)
         if PENDING not in self.program.pools:
@@ -132,7 +135,6 @@ class TrainPlan:
         # Either what a forward keeps is free after I, and what W needs of it is copied to what waits, or it stays where it
         # is until W. Which of both is less memory depends on the table and on the layers. For like layers in ZB-H1 the pool
         # of what is kept is as large in either way, since the first rank needs that much for I alone: it stays.
-        in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
         numbers = sorted({self.program_ids[stage] for stage in in_two})
         found: list[tuple[int, Program, dict[int, StageHalves], Store]] = []
         for program in (self.program, lower(self.program.schedule, saved_until_w=True)):

@@ -22,7 +22,8 @@ class Twice(NamedTuple):
 
     Attributes:
       params: for forwards, and for those that a backward runs again.
-      again: the same values, for derivatives.
+      again: the same values, for derivatives, and for the tail, which only backwards run: a head shares its array with an
+        embedding (`owned_places`), and wants it laid out the other way.
     """
 
     params: Params

@@ -91,6 +91,8 @@ class StageProgram:
       tail_slots: if it is the last stage, of a rank with several, it keeps the input of its tail in so many slots of its
         own, micro-batch m in slot m modulo `tail_slots`: else the rank would have room for it in each slot of its other
         stages. 0: it does not.
+      in_two: whether its backward is taken apart: I may want what a forward keeps in another order of the dims than the
+        forward does (see `store`).
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class StageProgram:
         extra: Avals = None,
         begin: Begin = AT_ZERO,
         tail_slots: int = 0,
+        in_two: bool = False,
     ):
         self.stage, self.weights, self._carried, self._begin = stage, weights, carried, begin
         body, tail = split_tail(stage)
@@ -116,7 +119,8 @@ class StageProgram:
             unit = make(parts, *self._operand_avals(parts, key, x))
             in_batch = stage.is_first and not self.segments and repeats == 1
             segment = Segment(unit, repeats, in_batch, (), unit.has_backward)
-            in_order = unit.keeps_results and on_tpu(weights.mesh)  # elsewhere it would only be in the way of fusions
+            # Elsewhere it would only be in the way of fusions.
+            in_order = (unit.keeps_results or in_two) and on_tpu(weights.mesh)
             entries = tuple(cursor.take(segment.kept, repeats, in_order))
             self.segments.append(replace(segment, entries=entries))
             x = unit.outputs

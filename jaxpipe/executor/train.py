@@ -197,7 +197,7 @@ class _Step:
         if stage.is_last:
             with jax.named_scope(scopes.TAIL):
                 found, dy, grads, carried = program.loss_and_gradient(
-                    self.held.params, micro_batch, carry.buffers, carried, grads, self.seeds
+                    self.held.again, micro_batch, carry.buffers, carried, grads, self.seeds
                 )
             total = total + found
         else:
@@ -214,7 +214,7 @@ class _Step:
         if program.stage.is_last:
             with jax.named_scope(scopes.TAIL):
                 found, dy, pending, grads, carried = halves.loss_and_input_gradient(
-                    self.held.params, micro_batch, carry.buffers, pending, carried, grads, self.seeds
+                    self.held.again, micro_batch, carry.buffers, pending, carried, grads, self.seeds
                 )
             total = total + found
         else:

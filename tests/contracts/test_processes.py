@@ -10,8 +10,9 @@ from tests.contracts.processes import train
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("pipe", "data", "names"),
-    [(2, 2, ("untied",)), (4, 1, ("mixed",)), (1, 4, ("tied",))],
-    ids=["both", "pipe", "data"],
+    # Data ranks alone, and a model without ties, are in test_processes_data.py.
+    [(2, 2, ("tied",)), (4, 1, ("mixed",))],
+    ids=["both", "pipe"],
 )
 def test_two_processes_train_and_evaluate_as_one(pipe, data, names):
     found = launched("processes.py", 2, 2, pipe, data, *names)

@@ -7,10 +7,15 @@ from tests.contracts.launched import launched
 from tests.contracts.processes_state import engine_on, main, numbers
 
 
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    """What one process finds."""
+    return main(tmp_path_factory.mktemp("alone"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", ["data", "pipe"])
-def test_state_of_two_processes(inside, tmp_path):
-    wanted = main(tmp_path / "alone")
+def test_state_of_two_processes(inside, wanted, tmp_path):
     for found in launched("processes_state.py", 2, 2, tmp_path / "together", inside):
         assert found["loaded"] and found["taken over"]
         for name in ("loss", "evaluated"):

@@ -17,6 +17,12 @@ def alone(pipe, data, *what, folder=None):
     return json.loads(json.dumps(processes_weights.main(pipe, data, False, folder, *what)))
 
 
+def together(pipe, data, what, folder):
+    """The same for several things; evaluations, which write no files, are made once for all tests."""
+    parts = [alone(pipe, data, each, folder=folder if each == "weights" else None) for each in what]
+    return {name: {key: value for part in parts for key, value in part[name].items()} for name in ("found", "some")}
+
+
 def assert_alike(found, wanted, tolerance=2e-6):
     found, structure = jax.tree_util.tree_flatten_with_path(found, is_leaf=lambda a: a is None)
     wanted, same = jax.tree_util.tree_flatten_with_path(wanted, is_leaf=lambda a: a is None)
@@ -44,7 +50,7 @@ def test_several_processes_find_what_one_finds(processes, pipe, data, order, wha
     assert len(found) == processes
     assert sorted(each["holds"] for each in found) == [False] * (processes - len(holders)) + [True] * len(holders)
     (tmp_path / "one").mkdir()
-    one = alone(pipe, data, *what, folder=tmp_path / "one")
+    one = together(pipe, data, what, tmp_path / "one")
     for each in found:
         assert_alike(each["found"], one["found"])
         if each["holds"]:

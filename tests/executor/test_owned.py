@@ -105,3 +105,11 @@ def test_a_rank_holds_as_much_as_the_fullest(residence):
     assert (len(residence.places.rooms), len(residence.places.vectors)) in ((1, 3), (0, 4)), "Embed and Head share one"
     held = sum(a.size for a in jax.tree.leaves(residence.avals()) if a.dtype == jnp.float32)
     assert held <= 1.01 * (48 + 2 * (5 + 18)) + 9  # the first rank's, and what is frozen on another one
+
+
+def test_gradients_are_added_in_the_order_of_the_dims_of_a_room_that_two_read_in_unlike_orders(residence):
+    """On TPU; otherwise its compiler copies the sums in every tick. Vectors have one order."""
+    _, part = PARTS["5_Head"]
+    sums = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), residence.avals())
+    text = jax.jit(lambda sums, g: residence.add(sums, part, 0, [g])).lower(sums, STORED["5_Head"]["w"]).as_text()
+    assert ("LayoutConstraint" in text) == owned.on_tpu(residence.mesh)

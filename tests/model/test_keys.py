@@ -7,7 +7,7 @@ import pytest
 
 import jaxpipe
 from jaxpipe.errors import ConfigError
-from jaxpipe.model.keys import anywhere, as_key
+from jaxpipe.model.keys import anywhere, as_key, init_key, layer_key, micro_batch_key
 from tests.compare import assert_close
 
 
@@ -26,6 +26,21 @@ from tests.compare import assert_close
 )
 def test_keys(key):
     assert as_key(key) == jax.random.key(3)
+
+
+def test_each_layer_of_each_micro_batch_on_each_data_rank_draws_its_own():
+    """The oracle calls the same functions, so that it would agree with keys that are alike."""
+    root = jax.random.key(3)
+    drawn = [
+        *(
+            layer_key(micro_batch_key(root, m, rank), layer)
+            for m in range(3)
+            for rank in range(3)
+            for layer in range(3)
+        ),
+        *(init_key(root, layer) for layer in range(3)),
+    ]
+    assert len({jax.random.key_data(key).tobytes() for key in map(jax.device_get, drawn)}) == len(drawn) == 30
 
 
 def test_kinds_of_keys():
