@@ -94,11 +94,11 @@ class Pipeline:
             raise LayerError(
                 f"module={show(module)}: expected a jaxpipe.PipelineModule. Write jaxpipe.PipelineModule(layers, loss_fn)."
             )
-        self.module, self.mesh = module, mesh
+        self.module, self.mesh, num_ranks = module, mesh, pipe_size(mesh)
         module.axes.update(further_axes(mesh))
         self.num_micro_batches = count("num_micro_batches", num_micro_batches)
         self.remat, self.zero_stage = check_remat(remat), check_zero_stage(zero_stage)
-        self.schedule = get_on_ranks(schedule, pipe_size(mesh), self.num_micro_batches, num_chunks)
+        self.schedule = get_on_ranks(schedule, num_ranks, self.num_micro_batches, num_chunks)
         self.num_stages = self.schedule.num_stages
         self.program: Program = lower(self.schedule)
         self.precision, self.loss_scale = Precision.of(compute_dtype, float32_params), as_loss_scale(loss_scale)

@@ -76,6 +76,7 @@ class Memory:
 
         Args:
           live, pending: [ranks], the slots of what is saved, and of what waits between I and W.
+            A step may let what is saved stay until W, where that is less; then it takes less than is counted here.
         """
         stored, held, computed = self.weights(candidate.mesh.model, boundaries, placement)
         share = candidate.mesh.data if candidate.zero else 1

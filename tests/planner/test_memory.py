@@ -48,7 +48,10 @@ def test_it_is_what_a_step_plans(schedule, chunks, remat, zero):
     # Values of unlike shapes may have buffers of their own, which take up to 1 % more; what waits of a tail is not counted.
     near = {"saved": pytest.approx(planned["saved"], rel=0.01 if remat == "none" else 0)}
     if "pending" in planned:
-        near["pending"] = pytest.approx(planned["pending"], rel=0.15)
+        # A step may let values stay until W instead of copying them at I, where that is less: this is not counted.
+        both, counted = (sum(found.pop(name) for name in ("saved", "pending")) for found in (planned, told))
+        assert counted == pytest.approx(both, rel=0.15)
+        near = {}
     assert told == planned | near
 
 
