@@ -6,6 +6,7 @@ keeps, and backward from that.
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -18,7 +19,7 @@ from jaxpipe.hardware import hlo
 from jaxpipe.hardware.chips import Chip
 from jaxpipe.hardware.structure import blocks
 from jaxpipe.hardware.topology import topology
-from jaxpipe.mesh import further_axes, make_mesh, manual_axes
+from jaxpipe.mesh import make_mesh, manual_axes
 from jaxpipe.model.shapes import is_inexact, is_key
 from jaxpipe.planner.trace import Model, Traced
 
@@ -48,13 +49,20 @@ class Timed:
     def __init__(self, model: Model):
         self.mesh = model.mesh
         self.name = f"layers timed on {model.mesh.devices.flat[0].device_kind}"
+        self._call: float | None = None
 
     def measure(self, traced: Traced) -> Measured:
         return Measured(self._time(traced.forward), self._time(traced.backward))
 
     def _time(self, jaxpr: jex.ClosedJaxpr) -> float:
+        """Without what a call costs that computes nothing: inside of a step there is no call."""
         if not jaxpr.jaxpr.eqns:
             return 0.0
+        if self._call is None:
+            self._call = self._once(jax.make_jaxpr(lambda x: -x)(jnp.zeros(())))
+        return max(self._once(jaxpr) - self._call, 0.0)
+
+    def _once(self, jaxpr: jex.ClosedJaxpr) -> float:
         run = _runnable(jaxpr, self.mesh)
         arguments = [_some(var.aval, number) for number, var in enumerate(jaxpr.jaxpr.invars)]
         jax.block_until_ready(run(*arguments))  # compiles
@@ -69,20 +77,13 @@ class Timed:
 class Cycles:
     """Compiles layers for one TPU chip that need not be here, and adds up the cycles that the compiler estimates.
 
-    Raises:
-      ConfigError: the chip is no TPU. HardwareError: the TPU compiler is not installed.
+    Args:
+      model: traced on the mesh of `mesh_of`.
     """
 
     def __init__(self, model: Model, chip: Chip):
-        if chip.clock is None:
-            raise ConfigError(
-                f'measure="tpu" asks the TPU compiler, and {chip.name} is none of the TPU chips that it knows. Leave '
-                'measure out, or use measure="time" on such a device.'
-            )
-        self.clock = chip.clock
-        [device] = topology(f"{chip.name}:{'1x1x1' if chip.name in ('v4', 'v5p') else '1x1'}")
-        axes: dict[str, int] = further_axes(model.mesh)
-        self.mesh = make_mesh(1, 1, devices=[device], **axes)  # type: ignore[arg-type]
+        assert chip.clock is not None, "mesh_of refuses others"
+        self.clock, self.mesh = chip.clock, model.mesh
         self.name = f"the cycles that the TPU compiler estimates for {chip.name}"
 
     def measure(self, traced: Traced) -> Measured:
@@ -99,8 +100,28 @@ class Cycles:
         return found / self.clock
 
 
+def mesh_of(measure: str | None, chip: Chip, axes: Mapping[str, int]) -> Mesh:
+    """The mesh of one device on which layers are traced: that of the TPU compiler if it is asked, else one that is here.
+
+    Args:
+      axes: sizes of further axes.
+
+    Raises:
+      ConfigError: measure="tpu", and the chip is no TPU. HardwareError: the TPU compiler is not installed.
+    """
+    if measure != "tpu":
+        return make_mesh(1, 1, devices=jax.devices()[:1], **axes)  # type: ignore[arg-type]
+    if chip.clock is None:
+        raise ConfigError(
+            f'measure="tpu" asks the TPU compiler, and {chip.name} is none of the TPU chips that it knows. Leave measure '
+            'out, or use measure="time" on such a device.'
+        )
+    [device] = topology(f"{chip.name}:{'1x1x1' if chip.name in ('v4', 'v5p') else '1x1'}")
+    return make_mesh(1, 1, devices=[device], **axes)  # type: ignore[arg-type]
+
+
 def source(measure: str, model: Model, chip: Chip) -> Source:
-    """What `plan(measure=...)` names."""
+    """What `plan(measure=...)` names, for a model that was traced on the mesh of `mesh_of`."""
     return Timed(model) if measure == "time" else Cycles(model, chip)
 
 

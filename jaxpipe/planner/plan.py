@@ -4,17 +4,14 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal
 
-import jax
-
 from jaxpipe.checks import count, show
 from jaxpipe.columns import short
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.hardware.chips import as_chip
-from jaxpipe.mesh import make_mesh
 from jaxpipe.model.module import PipelineModule
 from jaxpipe.model.precision import Precision
 from jaxpipe.planner.cost import MODEL, Costs
-from jaxpipe.planner.measured import source
+from jaxpipe.planner.measured import mesh_of, source
 from jaxpipe.planner.report import Plan, Row
 from jaxpipe.planner.search import Found, Search
 from jaxpipe.planner.step import Steps
@@ -89,8 +86,9 @@ def plan_for(
     if measure not in (None, "time", "tpu"):
         raise ConfigError(f'measure={show(measure)} must be None, "time" or "tpu".')
     axes = dict.fromkeys(sorted(module.axes | {MODEL}), 1)
-    mesh = make_mesh(1, 1, devices=jax.devices()[:1], **axes)  # type: ignore[arg-type]
-    model = Model(module, example, mesh, Precision.of(config.compute_dtype, config.float32_params))
+    model = Model(
+        module, example, mesh_of(measure, kind, axes), Precision.of(config.compute_dtype, config.float32_params)
+    )
     costs = Costs(model, kind, None if measure is None else source(measure, model, kind))
     search = Search(Steps(costs), chips, global_batch)
     found = search.best(_SHOWN)

@@ -6,7 +6,7 @@ from jaxpipe.errors import ConfigError, HardwareError
 from jaxpipe.hardware import topology
 from jaxpipe.hardware.chips import CHIPS, as_chip
 from jaxpipe.planner.cost import Costs
-from jaxpipe.planner.measured import Cycles, Timed
+from jaxpipe.planner.measured import Timed, mesh_of
 from tests.planner.gpts import model
 
 
@@ -27,9 +27,9 @@ def test_a_layer_runs():
 
 
 def test_no_tpu_compiler(monkeypatch):
-    found = model(blocks=1)
     with pytest.raises(ConfigError, match='measure="tpu" asks the TPU compiler, and a100 is none'):
-        Cycles(found, CHIPS["a100"])
+        mesh_of("tpu", CHIPS["a100"], {})
     monkeypatch.setattr(topology, "_installed", lambda module: False)
     with pytest.raises(HardwareError, match="libtpu, which is not installed"):
-        Cycles(found, CHIPS["v5e"])
+        mesh_of("tpu", CHIPS["v5e"], {})
+    assert mesh_of("time", CHIPS["v5e"], {"model": 1}).shape == {"pipe": 1, "data": 1, "model": 1}
