@@ -4,7 +4,7 @@ import os
 
 from jaxpipe.checks import count, show
 from jaxpipe.errors import ConfigError, ScheduleError
-from jaxpipe.schedules.registry import CHUNKED, OWN_CHUNKS, TRAINING, ScheduleLike, chunks_of, get
+from jaxpipe.schedules.registry import ScheduleLike, chunks_of, dealt_out, get, own_chunks
 from jaxpipe.schedules.table import Schedule, is_path
 
 
@@ -17,21 +17,20 @@ def check_num_chunks(schedule: ScheduleLike, num_chunks: object) -> int:
     found = count("num_chunks", num_chunks)
     if found == 1:
         return found
-    if isinstance(schedule, Schedule):
-        if schedule.num_chunks != found:
-            raise ConfigError(
-                f"num_chunks={found} with {schedule!r}: a table brings its own number of chunks, {schedule.num_chunks}. "
-                "Leave num_chunks out."
-            )
-    elif isinstance(schedule, str) and schedule in TRAINING and schedule not in CHUNKED:
-        own = OWN_CHUNKS.get(schedule, 1)
-        if own != found:
-            names = ", ".join(repr(name) for name in CHUNKED if name in TRAINING)
-            raise ConfigError(
-                f"num_chunks={found} with schedule={show(schedule)}, which has {own} stage{'s' * (own > 1)} per rank. "
-                f"Leave num_chunks out, or take one of {names}, which have as many as you say."
-            )
-    return found
+    is_table = isinstance(schedule, Schedule)
+    if not is_table and (not isinstance(schedule, str) or is_path(schedule)):
+        return found
+    own = own_chunks(schedule)
+    if own in (None, found):
+        return found
+    if is_table:
+        raise ConfigError(
+            f"num_chunks={found} with {schedule!r}: a table brings its own number of chunks, {own}. Leave num_chunks out."
+        )
+    raise ConfigError(
+        f"num_chunks={found} with schedule={show(schedule)}, which has {own} stage{'s' if own != 1 else ''} per rank. "
+        f"Leave num_chunks out, or take one of {dealt_out()}, which have as many as you say."
+    )
 
 
 def get_on_ranks(schedule: ScheduleLike, num_ranks: int, num_micro_batches: int, num_chunks: int = 1) -> Schedule:

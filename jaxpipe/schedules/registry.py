@@ -41,6 +41,24 @@ CHUNKED = ("interleaved", "looped_bfs", "interleaved_zero_bubble", "forward_only
 OWN_CHUNKS: Mapping[str, int] = MappingProxyType({"zbv": 2})
 
 
+def own_chunks(schedule: ScheduleLike) -> int | None:
+    """How many stages `schedule` has on the rank that has most; None for a name that takes any number, or is not known.
+
+    Raises:
+      ScheduleError: a file cannot be read.
+    """
+    if isinstance(schedule, str) and not is_path(
+        schedule
+    ):  # of names that are not known `find` says what is to be said
+        return None if schedule in CHUNKED or schedule not in ALL else OWN_CHUNKS.get(schedule, 1)
+    return _read(schedule).num_chunks
+
+
+def dealt_out() -> str:
+    """The names of the training schedules that have as many stages per rank as one says, for messages."""
+    return ", ".join(repr(name) for name in CHUNKED if name in TRAINING)
+
+
 def chunks_of(schedule: ScheduleLike, num_chunks: int = 1) -> int:
     """How many stages `schedule` has on the rank that has most.
 
@@ -51,17 +69,13 @@ def chunks_of(schedule: ScheduleLike, num_chunks: int = 1) -> int:
       ScheduleError: the schedule has another number, or `num_chunks` is no integer of at least 1, or a file cannot be read.
     """
     (num_chunks,) = check_positive(num_chunks=num_chunks)
-    if isinstance(schedule, str) and not is_path(schedule):
-        if schedule in CHUNKED or schedule not in ALL:  # of names that are not known `find` says what is to be said
-            return num_chunks
-        own = OWN_CHUNKS.get(schedule, 1)
-    else:
-        own = _read(schedule).num_chunks
+    own = own_chunks(schedule)
+    if own is None:
+        return num_chunks
     if num_chunks not in (1, own):
-        training = ", ".join(repr(name) for name in CHUNKED if name in TRAINING)
         raise ScheduleError(
             f"num_chunks={num_chunks} with {_describe(schedule)}, which has {own} {'stages' if own > 1 else 'stage'} per "
-            f"rank. Leave num_chunks out, or use one of {training}, which have as many as you say."
+            f"rank. Leave num_chunks out, or use one of {dealt_out()}, which have as many as you say."
         )
     return own
 
