@@ -100,7 +100,7 @@ def _add_plot(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    timeline = _of_schedule(arguments).plot(arguments.sync, arguments.output, arguments.trace)
+    timeline = _filled(schedules_command.Command, arguments).plot(arguments.sync, arguments.output, arguments.trace)
     if timeline is not None:
         color = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         width = shutil.get_terminal_size((120, 24)).columns
@@ -114,7 +114,7 @@ def _add_simulate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParse
 
 
 def _simulate(arguments: argparse.Namespace) -> None:
-    print(_of_schedule(arguments).report())
+    print(_filled(schedules_command.Command, arguments).report())
 
 
 def _add_inspect(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -151,8 +151,7 @@ def _add_compile(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _compile(arguments: argparse.Namespace) -> None:
-    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Command)}
-    print(Command(**fields).run())
+    print(_filled(Command, arguments).run())
 
 
 def _add_plan(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -173,8 +172,7 @@ def _add_plan(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(PlanCommand)}
-    print(PlanCommand(**fields).run())
+    print(_filled(PlanCommand, arguments).run())
 
 
 def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -204,8 +202,7 @@ def _add_launch(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _launch(arguments: argparse.Namespace) -> int:
-    fields = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Launch)}
-    return Launch(**fields).run()
+    return _filled(Launch, arguments).run()
 
 
 def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
@@ -239,12 +236,14 @@ def _add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _of_schedule(arguments: argparse.Namespace) -> schedules_command.Command:
-    names = [field.name for field in dataclasses.fields(schedules_command.Command)]
-    return schedules_command.Command(**{name: getattr(arguments, name) for name in names})
-
-
 _Read = TypeVar("_Read")
+_Filled = TypeVar("_Filled")
+
+
+def _filled(command: type[_Filled], arguments: argparse.Namespace) -> _Filled:
+    """A command, a dataclass, whose fields are named like the arguments."""
+    names = [field.name for field in dataclasses.fields(command)]  # pyright: ignore[reportArgumentType]
+    return command(**{name: getattr(arguments, name) for name in names})
 
 
 def _argument(read: Callable[[str], _Read]) -> Callable[[str], _Read]:
