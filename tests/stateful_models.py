@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen, nnx
 
 import jaxpipe
+from tests.compare import assert_close
 
 WIDTH, ROWS = 6, 8
 
@@ -99,6 +100,24 @@ def started(states, seed=0):
         return leaf + rng.uniform(0.1, 0.5, leaf.shape).astype(leaf.dtype) if leaf.dtype.kind == "f" else leaf
 
     return jax.tree.map(one, states)
+
+
+def check_with_oracle(pipe, batch, num_data_ranks):
+    """Loss, gradients and new state of a batch against those of one device.
+
+    Returns:
+      The params of the pipeline, and the state of each layer before and after.
+    """
+    params = pipe.init(1, batch[0][0])
+    before = started(pipe.to_layers(pipe.init_state(1, batch[0][0])))
+    found, grads, after = pipe.value_and_grad(params, batch, layer_state=before)
+    wanted = jaxpipe.reference.value_and_grad(
+        pipe.module, pipe.to_layers(params), batch, num_data_ranks=num_data_ranks, layer_state=before
+    )
+    assert_close(found, wanted[0], 1e-6, "loss")
+    assert_close(pipe.to_layers(grads), wanted[1], 1e-5, "gradient")
+    assert_close(after, wanted[2], 1e-6, "state")
+    return params, before, after
 
 
 class Plain:

@@ -74,29 +74,14 @@ def test_state_of_layers(remat, model):
     pipe = jaxpipe.Pipeline(
         model, jaxpipe.make_mesh(pipe=3, data=2), 4, schedules.zero_bubble(3, 4), remat, poison=True
     )
-    batch = stateful_models.make_batch(4)
-    params = pipe.init(1, batch[0][0])
-    before = stateful_models.started(pipe.to_layers(pipe.init_state(1, batch[0][0])))
-    found, grads, after = pipe.value_and_grad(params, batch, layer_state=before)
-    layers = pipe.to_layers(params)
-    wanted = jaxpipe.reference.value_and_grad(model, layers, batch, num_data_ranks=2, layer_state=before)
-    assert_close(found, wanted[0], 1e-6, "loss")
-    assert_close(pipe.to_layers(grads), wanted[1], 1e-5, "gradient")
-    assert_close(after, wanted[2], 1e-6, "state")
+    stateful_models.check_with_oracle(pipe, stateful_models.make_batch(4), 2)
 
 
 def test_extra_losses():
     """With layers whose backward is not linear."""
     table = in_random_order(v_of(2), extra.M, 1, split=0.7)
     module = jaxpipe.PipelineModule(extra.LAYERS, extra.weighted_loss, [0, 1, 3, 5, 8])
-    pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2), extra.M, table, "layer", poison=True)
-    batch = extra.batch_of()
-    params = pipe.init(1, batch[0][0])
-    loss, grads = pipe.value_and_grad(params, batch)
-    layers = pipe.to_layers(params)
-    wanted = jaxpipe.reference.value_and_grad(module, layers, batch)
-    assert_close(loss, wanted[0], 1e-6, "objective")
-    assert_close(pipe.to_layers(grads), wanted[1], 1e-6, "layers")
+    check(module, table, 1, "layer", extra.batch_of(), None, 1e-6)
 
 
 @pytest.mark.parametrize("rule", [r"layer_00[5-8]", r"layer_000|up"])
