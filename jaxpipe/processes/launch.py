@@ -108,7 +108,11 @@ class _Processes:
 
     def __init__(self, launch: Launch):
         self.launch = launch
-        coordinator = launch.coordinator or f"127.0.0.1:{_free_port()}"
+        self._port: socket.socket | None = None
+        coordinator = launch.coordinator
+        if coordinator is None:
+            self._port = reserved_port()
+            coordinator = f"127.0.0.1:{self._port.getsockname()[1]}"
         self.running: list[subprocess.Popen[bytes]] = []
         self.readers: list[threading.Thread] = []
         self._ended: queue.SimpleQueue[int] = queue.SimpleQueue()  # in the order in which they end
@@ -133,7 +137,7 @@ class _Processes:
                 self._thread(self._await, number)
         except BaseException:
             self._end(signal.SIGKILL)
-            self._restore_handlers()
+            self._release()
             raise
 
     def _thread(self, target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -145,7 +149,9 @@ class _Processes:
         self.running[number].wait()
         self._ended.put(number)
 
-    def _restore_handlers(self) -> None:
+    def _release(self) -> None:
+        if self._port is not None:
+            self._port.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -179,7 +185,7 @@ class _Processes:
                 self._end_groups()
             for reader in self.readers:
                 reader.join()
-            self._restore_handlers()
+            self._release()
         return 128 + signal.SIGINT if signal.SIGINT in asked else failed or 0, bool(asked)
 
     def _pass_on(self, asked: list[int]) -> None:
@@ -233,7 +239,14 @@ def _say(text: str) -> None:
         print(f"jaxpipe launch: {text}", file=sys.stderr, flush=True)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def reserved_port() -> socket.socket:
+    """A socket that is bound to a free port of this machine, which is nobody else's until it is closed.
+
+    The service of JAX binds with SO_REUSEPORT, so it can have the port as well; and because this socket does not listen, it
+    gets all connections. Without a socket that holds the port, two launches could be given the same one: with
+    SO_REUSEPORT both services start, and the processes of both end with errors of the network.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("127.0.0.1", 0))
+    return held

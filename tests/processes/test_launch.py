@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import textwrap
 import pytest
 
 from jaxpipe.errors import ConfigError
-from jaxpipe.processes.launch import Launch
+from jaxpipe.processes.launch import Launch, reserved_port
 
 LIMIT = 600
 
@@ -225,6 +226,20 @@ def test_signals_that_come_again(tmp_path, numbers, code):
 def test_what_cannot_be_launched(options, message):
     with pytest.raises(ConfigError, match=message):
         Launch(**{"command": ["x.py"], **options})
+
+
+def test_a_port_belongs_to_one_launch():
+    """The service of JAX can have it, as it shares ports; another launch, or any other program, is not given it."""
+    with reserved_port() as held, socket.socket() as service, socket.socket() as other:
+        address = held.getsockname()
+        with pytest.raises(OSError):
+            other.bind(address)
+        service.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        service.bind(address)
+        service.listen()
+        for _ in range(20):  # `held` does not listen, so none of them is lost there
+            with socket.create_connection(address, timeout=600):
+                service.accept()[0].close()
 
 
 def test_numbers_of_processes_on_several_machines():
