@@ -53,7 +53,7 @@ class _Values(NamedTuple):
     """The sum of some values of one shape, and how many they are."""
 
     total: jax.Array
-    count: int
+    number: int
 
 
 def in_loops(sown: list[SownValue], again: Callable[..., list[SownValue]], *args: Any) -> list[SownValue]:
@@ -108,7 +108,7 @@ class Takes:
             return sum((each.total for each in values[1:]), values[0].total)
 
         sums = {name: total(values) for name, values in losses.items()}
-        means = {name: total(values) / sum(each.count for each in values) for name, values in metrics.items()}
+        means = {name: total(values) / sum(each.number for each in values) for name, values in metrics.items()}
         return Aux(state, sums, means)
 
     def dropped(self, sown: Iterable[SownValue]) -> set[str]:
