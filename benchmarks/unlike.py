@@ -175,7 +175,7 @@ def report(found: dict[str, Any]) -> str:
         lines.append("")
     if found["seconds"]:
         lines += [
-            f"Seconds of a step of the ResNet, micro-batches of {found['seconds'][0]['rows']}, in turns with the plain loop:",
+            f"Seconds of a ResNet step, micro-batches of {found['seconds'][0]['rows']}, in turns with the plain loop:",
             "",
             "| S | step | loop | ratio: median (least, greatest) | ratio of the least | first call | that of the loop |",
             "|---|---|---|---|---|---|---|",
