@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--sample-bytes", type=int, default=160, help="length of the samples at the end, at most")
     add("--seed", type=int, default=0)
     add("--checkpoints", type=Path, help="folder to save to at every evaluation, and to go on from if it has something")
-    add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures")
+    add("--output", type=Path, default=Path("demo_out"), help="folder for the pictures, and compiled programs")
     args = parser.parse_args(arguments)
     if args.d_model % (2 * args.heads):
         parser.error(f"--d-model {args.d_model}: it must be a multiple of 2 x heads, which is {2 * args.heads}.")
@@ -80,6 +80,17 @@ def find_devices(count: int) -> list[jax.Device] | None:
         devices = jax.devices("cpu")
         jax.config.update("jax_default_device", devices[0])
     return devices[:count]
+
+
+def keep_programs(folder: Path) -> None:
+    """Keeps compiled programs in `folder`, so that the next start of the same command need not compile them.
+
+    Beside the output and not in a home directory, because this is machine code: another machine that shares the home may
+    not know it, and whoever removes the output removes all. JAX_COMPILATION_CACHE_DIR names another place.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder.resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small programs, too
 
 
 def make_optimizer(peak: float, steps: int) -> optax.GradientTransformation:
@@ -178,6 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     jaxpipe.start()  # does nothing where this is the only process
     args = parse_arguments(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
+    keep_programs(args.output / "programs")
     mesh = jaxpipe.make_mesh(args.stages, args.data, devices=find_devices(args.stages * args.data))
     data = text.read_standard_library()
     validation = text.even_windows(data.validation, micro_batches=16, rows=4 * args.data, length=args.seq)

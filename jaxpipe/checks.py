@@ -15,8 +15,8 @@ from jaxpipe.errors import ConfigError
 
 def as_integer(value: object) -> int | None:
     """An integer of any library as an int; None for everything else, including floats such as 4.0."""
-    if isinstance(value, bool):
-        return None
+    if isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", None) == "b":
+        return None  # older NumPy takes its own bool for an index
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType]  # raises for values without an index
     except TypeError:  # NumPy's and JAX's booleans, arrays with dims, values that are being traced
