@@ -204,10 +204,11 @@ def test_every_permute_may_overlap_with_ops(monkeypatch, schedule, number):
 
 
 def test_permutes_that_block_come_behind_all_ops_of_a_tick(programs):
-    """On CPUs: in each of the two ticks of the body of 1F1B, forwards and backwards, and then what they send."""
-    order = re.findall(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? (while|collective-permute)\(", _loops(programs["text"])[0], re.M)
-    # What is sent passes a loop that never runs.
-    assert order == 2 * [*3 * ["while"], *2 * ["collective-permute"]]
+    """On CPUs: in each of the two ticks in the body of 1F1B the forwards, the backwards, and then what both send."""
+    found = re.findall(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? (while|collective-permute)\(", _loops(programs["text"])[0], re.M)
+    order = "".join(name[0] for name in found)
+    # What the last tick has sent may be permuted in front of the next body.
+    assert len(order) == 8 and "wwccwwcc" in 2 * order
 
 
 def test_gradients_are_reduced_once_after_the_loop(programs):
