@@ -56,6 +56,8 @@ def test_train_gpt(tmp_path):
         assert (output / picture).read_bytes().startswith(b"\x89PNG")
         assert str(output / picture) in done.stdout
 
+    assert any((output / "programs").iterdir()), "for the next start"
+
     losses = {
         name: float(value)
         for name, value in re.findall(r"^(training|validation|bigram).*? (\d\.\d{3}) ", done.stdout, re.M)
