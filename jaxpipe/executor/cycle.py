@@ -116,13 +116,15 @@ def _tick(cycle: Cycle[Any], rank: jax.Array, number: jax.Array, state: Any) -> 
             carry, made = branch(carry, inbox, item)
             return carry, made or sent
 
-        named = jax.named_scope(scopes.of_op("F", program_id))(with_whole_dims(work))
+        named = jax.named_scope(scopes.of_op("F", program_id, cycle.program_ids))(with_whole_dims(work))
         wanted = there & (mine == program_id)
         turn, (carry, outbox) = in_turn(turn, wanted, named, (carry, outbox), inbox, item)
     if ranks > 1:
-        inbox = [jax.lax.ppermute(leaf, PIPE, [(r, r + 1) for r in range(ranks - 1)]) for leaf in outbox]
         done, real = _item(cycle, number - (ranks - 1))
-        told = jax.lax.ppermute(cycle.back(carry, done), PIPE, [(ranks - 1, 0)])
+        back = cycle.back(carry, done)
+        with jax.named_scope(scopes.PERMUTE):
+            inbox = [jax.lax.ppermute(leaf, PIPE, [(r, r + 1) for r in range(ranks - 1)]) for leaf in outbox]
+            told = jax.lax.ppermute(back, PIPE, [(ranks - 1, 0)])
         carry = cycle.arrived(carry, told, done, real & (rank == 0))
     return carry, inbox, outbox
 
