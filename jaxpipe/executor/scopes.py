@@ -14,8 +14,8 @@ from jaxpipe.columns import ranges
 TAIL = "jaxpipe.tail"
 # What runs in unusual steps only.
 RARE = "jaxpipe.rare"
-# Outside of the ops: transfers between ranks; what the weights go through before the loop, and gradients behind it; what the
-# optimizer does, the norm of the gradient included.
+# Outside of the ops: transfers between ranks; what the weights go through before the loop, and gradients behind it; the
+# optimizer, with the norm of the gradient.
 PERMUTE, WEIGHTS, GRADIENTS = "jaxpipe.permute", "jaxpipe.weights", "jaxpipe.gradients"
 OPTIMIZER = "jaxpipe.optimizer"
 
