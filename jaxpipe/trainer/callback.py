@@ -60,8 +60,13 @@ class Result:
     evaluation: Metrics | None
     checkpoint: str | None
 
+    @property
+    def ending(self) -> str:
+        """When the run ended and why, in a line."""
+        return f"{'failed' if self.ended == 'failed' else 'ended'} after step {self.step}: {self.reason}"
+
     def __str__(self) -> str:
-        told = [f"{self.ended} after step {self.step}: {self.reason}"]
+        told = [self.ending]
         for name, found in (("training", self.metrics), ("evaluation", self.evaluation)):
             if found and "loss" in found:
                 told.append(f"{name} loss {found['loss']:.4f}")

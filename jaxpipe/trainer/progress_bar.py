@@ -62,4 +62,4 @@ class ProgressBar(Callback):
     def on_end(self, run: Running, result: Result) -> None:
         if self._bar is not None:
             self._bar.__exit__(None)
-            self._bar.note(f"{result.ended} after step {result.step}: {result.reason}")
+            self._bar.note(result.ending)

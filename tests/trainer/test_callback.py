@@ -13,6 +13,6 @@ def test_a_callback_need_not_do_anything():
 
 
 def test_a_result_as_text():
-    assert str(result()) == "steps after step 4: all 4 steps are done\ntraining loss 0.5000"
+    assert str(result()) == "ended after step 4: all 4 steps are done\ntraining loss 0.5000"
     told = str(result(metrics={}, evaluation={"loss": 2.0}, checkpoint="run/global_step4"))
     assert told.splitlines()[1:] == ["evaluation loss 2.0000", "checkpoint run/global_step4"]

@@ -35,4 +35,4 @@ def test_lines_of_a_run_that_goes_on(monkeypatch):
     # Two micro-batches with two products [4, 8] x [8, 8] each, and a bias, in 20 s.
     assert re.fullmatch(r"step 52/60  loss 0.019  200 tokens/s  1[01] % of peak  2:40 left", lines[1])
     assert lines[3] == "step 53: evaluation: loss 0.5"
-    assert lines[-1] == "steps after step 4: all 4 steps are done"
+    assert lines[-1] == "ended after step 4: all 4 steps are done"
