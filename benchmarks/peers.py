@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 WORKS = ("train", "evaluate")
 # Batches that steps go round: few, so that the model learns them.
 BATCHES = 4
-# What --tune has found best on two cores: the number of simulated devices decides about XLA's threads.
+# The best on two cores in an earlier measurement, before --tune was there: the number decides about XLA's threads.
 SIMULATED = {1: 1, 2: 4, 4: 8}
 HEAD = ["contestant", "S", "runs as", "train, s", "jaxpipe / it", "evaluate, s", "jaxpipe / it"]
 

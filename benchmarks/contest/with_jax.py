@@ -16,7 +16,7 @@ import task
 
 import jaxpipe
 
-# Saving all products costs the least here; the others of `Pipeline(remat=)` were slower on two cores.
+# Products are saved, the rest is computed again; the loop for one device does the same.
 REMAT = "dots"
 
 
