@@ -101,6 +101,18 @@ class Engine:
         """
         return trace_step(self._step, self.state, batch, self.config.num_micro_batches, self.pipe.mesh).lower()
 
+    def settle(self) -> int:
+        """Takes back the count of steps that several processes have skipped together, because the data of one had ended.
+
+        For those who look at `train_calls` or the weights between two steps: a step that is still running may yet be
+        skipped. With several processes it waits for the device. The error comes from the next `train_batch`.
+
+        Returns:
+          `train_calls`.
+        """
+        self._watch.settle()
+        return self.train_calls
+
     def _count(self, steps: int) -> None:
         self.train_calls += steps
         self.micro_batches_seen += steps * self.config.num_micro_batches
@@ -130,7 +142,8 @@ class Engine:
           bcast_loss: loss and metrics are on all devices; otherwise on those of the last rank only, and None in a process
             that has none of them.
           num_micro_batches: M of this call; that of training by default.
-          return_metrics: also return the metrics of `loss_fn`, a dict, each joined by its own rule; see `jaxpipe.metrics`.
+          return_metrics: also return the metrics of `loss_fn` and of the layers, a dict, each joined by its own rule; see
+            `jaxpipe.metrics`. Without `compute_loss` they are those of the layers.
 
         Returns:
           `loss`, `(loss, outputs)` or `outputs`; with `return_metrics` the dict behind it.
