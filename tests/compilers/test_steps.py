@@ -9,7 +9,6 @@ TICKS = ("loop", "forward", "backward", "tail")
 
 # What does not hold yet, with what was found: {(name of the test, name of the case): reason}.
 NOT_YET: dict[tuple[str, str], str] = {
-    ("permutes", "gpu-gpipe-bfloat16"): "none of 38",
     ("permutes", "gpu-model2-bfloat16"): "none",
     ("memory", "tpu-gpipe-bfloat16"): "1.18 of what was planned",
 }
