@@ -59,9 +59,13 @@ def in_turn(
         ran, here = jax.lax.optimization_barrier((ran, operands))
         return ran + 1, function(changed, *here)
 
-    # `turn` is 0 or 1, which XLA cannot know: the condition only ties this loop to the one before.
-    times = jnp.where(turn <= 1, wanted.astype(jnp.int32), 0)
+    times = behind(turn, wanted.astype(jnp.int32))
     return jax.lax.while_loop(lambda state: state[0] < times, once, (jnp.int32(0), changed))
+
+
+def behind(turn: jax.Array, number: jax.Array) -> jax.Array:
+    """`number` as it is, once the loop that gave `turn` has ended. XLA cannot know that a turn is 0 or 1."""
+    return jnp.where(turn <= 1, number, 0)
 
 
 class Step:

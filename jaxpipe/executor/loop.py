@@ -5,6 +5,10 @@ branch, because all ranks of an axis must take part in one. Each goes one way on
 phase: several cycles in one permute are miscompiled on GPU, and an edge without data would make ranks wait for each other
 without need. What the next stage reads on the same rank is put into its inbox and not permuted.
 
+An arrival waits for the turn of the ops that it arrives behind (`executor/branch.py`). Without that the compiler for GPUs
+stores it in front of them; and what a rank hands on as it arrived is permuted at the beginning of the next iteration, where
+the first op waits for it. Then no transfer has work beside it.
+
 XLA starts a permute as late as one loop in front of its end hides it. So the branches of one kind of op share a loop
 (`executor/branch.py`), and what is not read by the first ops of the next tick arrives behind them
 (`lowering/overlap.py`); if the next tick is in the next iteration, its permute is there, too. What is sent stays where it
@@ -24,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.executor import scopes
-from jaxpipe.executor.branch import Branch, Carry, State, Step, in_turn
+from jaxpipe.executor.branch import Branch, Carry, State, Step, behind, in_turn
 from jaxpipe.executor.mail import Inbox, Mail
 from jaxpipe.executor.whole_dims import with_whole_dims
 from jaxpipe.executor.wire import Wire
@@ -169,13 +173,13 @@ class _Phase:
             carry, inbox, outbox = state
             state = carry, inbox, {value: self.mail.blank(value) for value in outbox}
         for place, step in enumerate(self.steps):
-            state, turn = step.run(self._received(state, under_way, place), row, turn)
-        carry, inbox, outbox = self._received(state, under_way, len(self.steps))
+            state, turn = step.run(self._received(state, under_way, place, turn), row, turn)
+        carry, inbox, outbox = self._received(state, under_way, len(self.steps), turn)
         if self.mail.blocks:
             outbox = self._behind_all_ops(outbox, row, turn)
         arrive = self.columns.decode(row).arrive
         for permute in self._on_time:
-            inbox = self.mail.put(inbox, permute.value, arrive[permute.channel], permute.moved(outbox))
+            inbox = self._put(inbox, permute.value, arrive[permute.channel], permute.moved(outbox), turn)
         return (carry, inbox, outbox), turn
 
     def _behind_all_ops(self, outbox: Inbox, row: jax.Array, turn: jax.Array) -> Inbox:
@@ -197,13 +201,19 @@ class _Phase:
         both = zip(self._late, slots, strict=True)
         return [_Arrival(permute.place, permute.value, slot, permute.moved(outbox)) for permute, slot in both]
 
-    def _received(self, state: State, under_way: Sequence["_Arrival"], place: int) -> State:
-        """The state with what arrives in this place."""
+    def _received(self, state: State, under_way: Sequence["_Arrival"], place: int, turn: jax.Array) -> State:
+        """The state with what arrives in this place, behind the step that gave `turn`."""
         carry, inbox, outbox = state
         for arrival in under_way:
             if arrival.place == place:
-                inbox = self.mail.put(inbox, arrival.value, arrival.slot, arrival.wire)
+                inbox = self._put(inbox, arrival.value, arrival.slot, arrival.wire, turn)
         return carry, inbox, outbox
+
+    def _put(self, inbox: Inbox, value: str, slot: jax.Array, wire: Wire, turn: jax.Array) -> Inbox:
+        """Stores an arrival, not before the step that gave `turn` has ended."""
+        if self.mail.is_direct(value):
+            wire, _ = jax.lax.optimization_barrier((wire, turn))
+        return self.mail.put(inbox, value, behind(turn, slot), wire)
 
 
 class _Permute(NamedTuple):

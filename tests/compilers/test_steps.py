@@ -9,13 +9,7 @@ TICKS = ("loop", "forward", "backward", "tail")
 
 # What does not hold yet, with what was found: {(name of the test, name of the case): reason}.
 NOT_YET: dict[tuple[str, str], str] = {
-    (
-        "permutes",
-        "gpu-eager_1f1b-bfloat16",
-    ): "22 of 44: what forwards send is permuted before the ops, with nothing beside",
-    ("permutes", "gpu-gpipe-bfloat16"): "none of 38",
-    ("permutes", "gpu-evaluation-bfloat16"): "none of 19",
-    ("permutes", "gpu-model2-bfloat16"): "none",
+    ("permutes", "gpu-model2-bfloat16"): "none: each arrives behind the ops that send it, and is read by the next ones",
     ("memory", "tpu-gpipe-bfloat16"): "1.18 of what was planned",
 }
 

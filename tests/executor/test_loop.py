@@ -35,6 +35,13 @@ SPOILED = -(10**6)
 
 def run(program, program_ids, pause=None):
     """The logs of all ranks."""
+    log, fixed = jax.jit(mapped(program, program_ids, pause))(jnp.arange(program.num_ranks, dtype=jnp.int32))
+    assert (fixed == 0).all(), "a branch changes only what it says"
+    return log
+
+
+def mapped(program, program_ids, pause=None):
+    """The function of all ranks' numbers that gives their logs, and what nothing changes."""
     last = program.schedule.num_stages - 1
     mail = Mail(program, {Y: WIRE, DX: WIRE})
     slots = program.pools.get(SAVED, 1)
@@ -67,10 +74,7 @@ def run(program, program_ids, pause=None):
         return carry.log[None], carry.fixed[None]
 
     mesh = jaxpipe.make_mesh(pipe=program.num_ranks)
-    mapped = jax.shard_map(one_rank, mesh=mesh, in_specs=P("pipe"), out_specs=P("pipe"), check_vma=False)
-    log, fixed = jax.jit(mapped)(jnp.arange(program.num_ranks, dtype=jnp.int32))
-    assert (fixed == 0).all(), "a branch changes only what it says"
-    return log
+    return jax.shard_map(one_rank, mesh=mesh, in_specs=P("pipe"), out_specs=P("pipe"), check_vma=False)
 
 
 def replay(schedule, program_ids, pause=None):
@@ -139,3 +143,25 @@ def test_pauses(stages, micro_batches, first, every):
 
     found = run(lower(schedule), program_ids, loop.Pause(first, every, pause))
     np.testing.assert_array_equal(found, replay(schedule, program_ids, (first, every)))
+
+
+def test_an_arrival_waits_for_the_ops_beside_its_permute():
+    """In eager 1F1B ops run beside every permute. Only a dependency says so to a compiler that orders by these alone."""
+    program = lower(schedules.eager_one_f_one_b(4, 8))
+    jaxpr = jax.make_jaxpr(mapped(program, [0, 1, 1, 2]))(jnp.arange(4, dtype=jnp.int32))
+    (sharded,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
+    (ticks,) = [eqn for eqn in sharded.params["jaxpr"].eqns if eqn.primitive.name == "while"]
+    body = ticks.params["body_jaxpr"].jaxpr.eqns
+    made = {id(var): eqn for eqn in body for var in eqn.outvars}
+
+    def ops_before(eqn):
+        """The branches that an equation waits for."""
+        found = {id(eqn)} if eqn.primitive.name == "while" else set()
+        return found.union(*(ops_before(made[id(var)]) for var in eqn.invars if id(var) in made))
+
+    permutes = [eqn for eqn in body if eqn.primitive.name == "ppermute"]
+    assert len(permutes) == 2
+    for permute in permutes:
+        arrivals = [eqn for eqn in body if any(var is permute.outvars[0] for var in eqn.invars)]
+        assert arrivals, "what has arrived goes into the next iteration as it is"
+        assert all(ops_before(arrival) > ops_before(permute) for arrival in arrivals)
