@@ -5,8 +5,8 @@
 
 The GPT of `compilers.py` on v5e:2x4, four ranks and two data ranks; each rank has four of the 16 blocks under every
 schedule, and the last stage has the head. A step of each schedule is compiled once, for M = 8. The cycles of its ops do not
-depend on M, so steps of other M are walked through with the same ones. Writes results/schedules_tpu.json, in which schedules
-that were not asked for stay as they are, and the tables in schedules_tpu.md. Each schedule has a process of its own.
+depend on M, so steps of other M are walked through with the same ones. Writes results/schedules_tpu.json, in which
+schedules that were not asked for stay as they are, and the tables in schedules_tpu.md. Each one has a process of its own.
 """
 
 import argparse

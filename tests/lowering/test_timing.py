@@ -34,19 +34,20 @@ def test_tables_that_wait_for_nothing_else_stay_as_they_are(name):
 
 
 # How much longer than without any waiting but for inputs, at most. It is what was found, rounded up.
-LONGER = {"zero_bubble": 1.0, "zbv": 1.08, "interleaved_zero_bubble": 1.13}
+LONGER = {"zero_bubble": (1.0, 1.0), "zbv": (1.06, 1.05), "interleaved_zero_bubble": (1.1, 1.31)}
 
 
-@pytest.mark.parametrize("costs", [(0.9, 1, 0.8), (1, 2.3, 1.2)])
+@pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("name", LONGER)
-def test_split_tables_wait_little(name, costs):
-    table = schedules.get(name, 4 if name == "zero_bubble" else 8, 16)
+def test_split_tables_wait_little(name, number):
+    costs = [(0.9, 1, 0.8), (1, 3.5, 0.5)][number]
+    table = getattr(schedules, name)(4 if name == "zero_bubble" else 8, 16)
     cost = {kind: each / table.num_chunks for kind, each in zip("FIW", costs, strict=True)}
     free = float(schedules.simulate(table, *costs).makespan)
     found, written = (
         pace(program, lambda cell: cost[cell.kind]).total for program in (lower(table), sketch(table, clock(table)))
     )
-    assert found <= LONGER[name] * free + 1e-9 and found < 0.98 * written
+    assert found <= LONGER[name][number] * free + 1e-9 and found < written
 
 
 def test_a_table_without_columns_gets_those_of_1f1b():
