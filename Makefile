@@ -26,9 +26,10 @@ test-fast: $(VENV)/stamp-test  ## run the unit tests, one file per module
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/contracts -m "not slow" $(ARGS)
 
 # Two environments, because each brings the compiler of one kind of hardware: 0.7 GB and 5.5 GB. None of the hardware is needed.
+# A step that was compiled before is not compiled again, if nothing that it depends on has changed.
 test-compilers: .venv-tpu/stamp .venv-cuda/stamp  ## compile for TPUs and GPUs that are not there, and look at it (long)
-	.venv-tpu/bin/python -m pytest -n 0 tests/compilers -k "tpu or topology" $(ARGS)
-	.venv-cuda/bin/python -m pytest -n 0 tests/compilers -k "gpu or topology" $(ARGS)
+	JAXPIPE_REPORTS=.venv-tpu/reports .venv-tpu/bin/python -m pytest -n 2 tests/compilers -k "tpu or topology" $(ARGS)
+	JAXPIPE_REPORTS=.venv-cuda/reports .venv-cuda/bin/python -m pytest -n 2 tests/compilers -k "gpu or topology" $(ARGS)
 
 .venv-tpu/stamp .venv-cuda/stamp: .venv-%/stamp: pyproject.toml
 	@echo "Creating .venv-$* with jaxpipe[$*] and the compiler; the first time takes some minutes."

@@ -126,9 +126,9 @@ def plain_loop(pipe: jaxpipe.Pipeline) -> Callable[..., Any]:
     return jax.jit(step)
 
 
-def seconds(stages: int, rounds: int) -> dict[str, Any]:
-    """A step of the ResNet, cut by FLOPs, and of the plain loop, in turns."""
-    pipe, _, batch = make_pipe("resnet", stages, ROWS["resnet"], "cost")
+def seconds(stages: int, rounds: int, rows: int) -> dict[str, Any]:
+    """A step of the ResNet, cut by FLOPs, and of the plain loop, in turns, with micro-batches of so many rows."""
+    pipe, _, batch = make_pipe("resnet", stages, rows, "cost")
     noise = np.random.default_rng(0)
     inputs = noise.normal(size=batch[0].shape).astype(np.float32)
     labels = noise.integers(0, 10, batch[1].shape).astype(np.int32)
@@ -146,6 +146,7 @@ def seconds(stages: int, rounds: int) -> dict[str, Any]:
     )
     return {
         "stages": stages,
+        "rows": rows,
         "first_call": middle - start,
         "first_call_of_loop": end - middle,
         "step": statistics.median(ours),
@@ -174,7 +175,7 @@ def report(found: dict[str, Any]) -> str:
         lines.append("")
     if found["seconds"]:
         lines += [
-            "Seconds of a step of the ResNet, in turns with the plain loop on one device:",
+            f"Seconds of a step of the ResNet, micro-batches of {found['seconds'][0]['rows']}, in turns with the plain loop:",
             "",
             "| S | step | loop | ratio: median (least, greatest) | ratio of the least | first call | that of the loop |",
             "|---|---|---|---|---|---|---|",
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(unlike_models.MODELS))
     parser.add_argument("--stages", nargs="*", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=1, help="of a micro-batch, where seconds are measured (default: 1)")
     arguments = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
     found: dict[str, Any] = {"jax": jax.__version__, "memory": [], "seconds": []}
@@ -205,7 +207,7 @@ def main() -> None:
                 print(found["memory"][-1], flush=True)
     if arguments.only != "memory":
         for stages in arguments.stages:
-            found["seconds"].append(seconds(stages, arguments.rounds))
+            found["seconds"].append(seconds(stages, arguments.rounds, arguments.rows))
             print(found["seconds"][-1], flush=True)
     text = report(found)
     print(text)

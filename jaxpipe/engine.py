@@ -130,7 +130,8 @@ class Engine:
           bcast_loss: loss and metrics are on all devices; otherwise on those of the last rank only, and None in a process
             that has none of them.
           num_micro_batches: M of this call; that of training by default.
-          return_metrics: also return the metrics of `loss_fn`, a dict, each joined by its own rule; see `jaxpipe.metrics`.
+          return_metrics: also return the metrics of `loss_fn` and of the layers, a dict, each joined by its own rule; see
+            `jaxpipe.metrics`. Without `compute_loss` they are those of the layers.
 
         Returns:
           `loss`, `(loss, outputs)` or `outputs`; with `return_metrics` the dict behind it.

@@ -363,8 +363,8 @@ class Pipeline:
             the weight is 0.
           num_micro_batches: if given, M must be this.
           bcast_loss: False leaves loss and metrics on the devices of the last rank; the program then has no broadcast.
-          return_metrics: also return the metrics that `loss_fn` gives beside the loss, each joined over the whole batch by
-            its own rule (see `jaxpipe.metrics`).
+          return_metrics: also return the metrics that `loss_fn` and the layers give, each joined over the whole batch by
+            its own rule (see `jaxpipe.metrics`). Without `compute_loss` they are those of the layers.
           spread_loss: whether all ranks share the work of the layers behind the last repeated block and of the loss, a
             micro-batch each, instead of the last rank doing all of it. None: where that is faster, judged by FLOPs. It is
             possible with several ranks, no outputs or values per row asked for, and `bcast_loss`.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxpipe.errors import LossError
+from jaxpipe.errors import ConfigError, LossError
 from jaxpipe.executor import beside
 from jaxpipe.executor.batch import micro_batch_avals
 from jaxpipe.executor.begin import AT_ZERO, Begin, begins
@@ -83,7 +83,7 @@ class EvalPlan:
       rows_everywhere: whether values per row come to all devices; see `rows_everywhere`.
 
     Raises:
-      LayerError, LossError, DataError: the model does not fit itself, the batch, or what is wanted.
+      LayerError, LossError, DataError, ConfigError: the model does not fit itself, the batch, or what is wanted.
     """
 
     def __init__(self, layout: Layout, mesh: Mesh, program: Program, batch: Batch, options: Options):
@@ -117,6 +117,11 @@ class EvalPlan:
         self.beside = [layer.aux for layer in shapes] if options.metrics else []
         if options.metrics:
             check_names(named_aux(module.label, shapes), self.tally.rules)
+            if options.outputs and not options.loss and not any(aux.losses or aux.metrics for aux in self.beside):
+                raise ConfigError(
+                    "return_metrics=True needs compute_loss=True here: no layer gives extra losses or metrics "
+                    "(jaxpipe.LayerOut), and those of loss_fn come with the loss."
+                )
         self.stages = make_stages(layout, shapes)
         body, tail = split_tail(self.stages[-1])
         shared = self._shares(shapes, len(tail))

@@ -16,7 +16,7 @@ class Options:
     """What an evaluation computes. Each distinct value is a program of its own.
 
     Attributes:
-      outputs, loss, metrics: what is wanted.
+      outputs, loss, metrics: what is wanted. Without `loss` the metrics are those of the layers, `loss_fn` is not called.
       metrics_fn: more metrics than those of `loss_fn`.
       reduce_output: "avg", "sum", or None for one loss per micro-batch.
       broadcast: sums are on all ranks; otherwise on the last one only.
@@ -56,10 +56,6 @@ class Options:
         if reduce_output not in REDUCTIONS:
             raise ConfigError(
                 f'reduce_output={reduce_output!r}: it is "avg", "sum" or None (one value per micro-batch).'
-            )
-        if return_metrics and not compute_loss:
-            raise ConfigError(
-                "return_metrics=True needs compute_loss=True: loss_fn returns the metrics beside the loss."
             )
         if not isinstance(spread_loss, bool | None):
             raise ConfigError(f"spread_loss={spread_loss!r}: it is True, False, or None to let jaxpipe decide.")

@@ -18,7 +18,7 @@ from jaxpipe.model.keywords import FLAGS, GENERATING, keywords_of
 from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.one_by_one import one_by_one, with_length
 from jaxpipe.model.same import open_with
-from jaxpipe.model.sown import SownValue, Takes, check_kinds
+from jaxpipe.model.sown import SownValue, Takes, check_kinds, in_loops
 from jaxpipe.model.specs import LayerSpec
 from jaxpipe.model.states import NO_STATE
 
@@ -115,6 +115,11 @@ def _sown(collection: str, held: Any, *path: str) -> list[SownValue]:
     return [each for name, inner in held.items() for each in _sown(collection, inner, *path, name)]
 
 
+def _sown_beside(found: Mapping[str, Any], state: Mapping[str, Any]) -> list[SownValue]:
+    """What was sown, of all collections that a call has changed."""
+    return [each for name, held in found.items() if name not in state for each in _sown(name, held)]
+
+
 class _Linen:
     def __init__(self, spec: Any, module: linen.Module, forward_fn: ForwardFn):
         self.spec, self.module, self.forward_fn = spec, module, forward_fn
@@ -183,10 +188,15 @@ class _Linen:
                 if context.cache is not None and not self.has_cache:
                     return self.decode(params, x, context)
                 returned, found = self.call(params, x, context, train)
-                sown = [s for name, held in found.items() if name not in context.state for s in _sown(name, held)]
+                sown = _sown_beside(found, context.state)
                 self.dropped |= self.takes.dropped(sown)
                 y, aux = with_cache(returned, context)
                 state = {name: found[name] for name in context.state}
+
+                def again(params: Any, x: Any, context: Context) -> list[SownValue]:
+                    return _sown_beside(self.call(params, x, context, train)[1], context.state)
+
+                sown = in_loops(sown, again, params, x, context) if self.takes else []
                 return y, self.takes.aux(sown, state)._replace(cache=aux.cache)
             except (errors.ScopeCollectionNotFound, errors.ScopeVariableNotFoundError) as error:
                 raise error if context.state else Fault(NO_STATE) from error

@@ -25,7 +25,7 @@ from jaxpipe.model.keywords import FLAGS, GENERATING, keywords_of
 from jaxpipe.model.kinds import Kind, Recipe
 from jaxpipe.model.nnx_modules import Mode, Path, Variables, lookup
 from jaxpipe.model.shapes import avals, is_key
-from jaxpipe.model.sown import Takes
+from jaxpipe.model.sown import SownValue, Takes, in_loops
 from jaxpipe.model.specs import LayerSpec
 from jaxpipe.model.states import NO_STATE
 
@@ -174,7 +174,14 @@ class _Nnx:
         before = nnx_modules.values(module) if self.takes else {}
         y, aux = with_cache(self.call(module, x, flags), context)
         if self.takes:
-            aux = self.takes.aux(nnx_modules.sown(module, before), {})._replace(cache=aux.cache)
+
+            def again(params: dict[str, Any], x: Any, context: Context) -> list[SownValue]:
+                module = self.module(mode, params, context)
+                self.call(module, x, {**flags, "cache": context.cache, "position": context.position})
+                return nnx_modules.sown(module, before, self.takes)
+
+            sown = in_loops(nnx_modules.sown(module, before, self.takes), again, params, x, context)
+            aux = self.takes.aux(sown, {})._replace(cache=aux.cache)
         return y, aux._replace(state=self.state.of(module))
 
     def init_cache(self, params: dict[str, Any], state: Any, x: Any, length: int) -> Any:
@@ -245,7 +252,7 @@ class _Nnx:
             self.call(module, x, flags)
             after = nnx_modules.arrays(module)
             replaced.update(path for path, held in plain.items() if after.get(path, held) is not held)
-            sown = nnx_modules.sown(module, before)
+            sown = nnx_modules.sown(module, before, self.takes)
             self.dropped |= self.takes.dropped(sown)
             harmless = {each.name for each in sown}
             new: list[Any] = []
@@ -285,6 +292,7 @@ class _Nnx:
         if created:
             raise Fault(
                 f"makes the variable {', '.join(created)} in its call. It would be lost: make every variable in __init__ "
-                "(an nnx.Intermediate may be sown anywhere)."
+                "(an nnx.Intermediate may be sown anywhere). If it is sown with a reduce_fn, name its type in the spec: "
+                "LayerSpec(...).sown(losses=...) or sown(metrics=...)."
             )
         return drew

@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model.axes import Annotation
-from jaxpipe.model.sown import SownValue, check_kinds
+from jaxpipe.model.sown import SownValue, Takes, check_kinds
 
 Mode = tuple[bool, bool]  # train, and whether there is dropout
 Path = tuple[str, ...]
@@ -94,11 +94,12 @@ class Variables:
         return with_values(self._like, values)
 
 
-def sown(module: nnx.Module, before: Collection[Path]) -> list[SownValue]:
+def sown(module: nnx.Module, before: Collection[Path], takes: Takes) -> list[SownValue]:
     """The variables of a module that its call has made, but for those that are there for other uses than to be looked at.
 
     Args:
       before: the paths of the variables that it had.
+      takes: what is taken of what it sows.
     """
     found: list[SownValue] = []
     for path, variable in nnx.to_flat_state(nnx.state(module)):
@@ -106,8 +107,8 @@ def sown(module: nnx.Module, before: Collection[Path]) -> list[SownValue]:
         if name in before or not isinstance(variable, nnx.Variable):
             continue
         value = variable.get_value()
-        # `sow` makes a tuple, if the call gives no other rule.
-        if isinstance(variable, nnx.Intermediate) or isinstance(value, tuple):
+        # `sow` makes a tuple, if the call gives no other rule; with one only the type of the variable tells.
+        if isinstance(variable, nnx.Intermediate) or isinstance(value, tuple) or takes.has(type(variable)):
             found.append(SownValue(type(variable), "/".join(name), value))
     return found
 

@@ -79,9 +79,7 @@ def _loss(name: str, value: Any) -> jax.Array:
     array = jnp.asarray(value)
     real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
     if real and array.ndim == 1:
-        rule += (
-            " (What is sown in a scanned block is a value per layer: hand it on in the carry, and sow the sum outside.)"
-        )
+        rule += " (What is sown in a vmapped block is a value per copy: sow the sum outside of it.)"
     if array.shape or not real:
         raise Fault(f"gives the extra loss {name!r} as {describe(array)}, which is not a real scalar. {rule}")
     # Widened, because it is summed over layers and micro-batches.

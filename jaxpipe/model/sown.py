@@ -4,7 +4,8 @@ Flax names what is sown by a kind (linen: a collection; nnx: a type of variable)
 which kinds are losses and which are metrics; the path is the name under which they are reported.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxpipe.errors import LayerError
 from jaxpipe.model.context import Aux
+from jaxpipe.model.loop_dims import loop_dims
 from jaxpipe.model.shapes import sum_dtype
 
 # A collection of linen, or a type of variable of nnx.
@@ -26,21 +28,44 @@ class SownValue(NamedTuple):
       kind: where to.
       name: its path in the module, such as "experts/balance".
       value: a tuple of all that was sown there, or what the module's own `reduce_fn` has made of it.
+      loops: for each leaf of the value, the dims that a loop in the module has stacked it along; () if there is none.
     """
 
     kind: SownKind
     name: str
     value: Any
+    loops: tuple[tuple[int, ...], ...] = ()
 
-    def values(self) -> dict[str, list[jax.Array]]:
+    def values(self) -> dict[str, "list[_Values]"]:
         """All that was sown, by name, in floats that are long enough to be summed: a pytree has a name per leaf."""
-        found: dict[str, list[jax.Array]] = {}
-        for entry in self.value if isinstance(self.value, tuple) else (self.value,):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(entry):
-                name = "/".join([self.name, *(jax.tree_util.keystr((part,), simple=True) for part in path)])
-                leaf = jnp.asarray(leaf)
-                found.setdefault(name, []).append(leaf.astype(sum_dtype(leaf.dtype)))
+        found: dict[str, list[_Values]] = {}
+        entries = self.value if isinstance(self.value, tuple) else (self.value,)
+        leaves = [pair for entry in entries for pair in jax.tree_util.tree_leaves_with_path(entry)]
+        for (path, leaf), dims in zip(leaves, self.loops or ((),) * len(leaves), strict=True):
+            name = "/".join([self.name, *(jax.tree_util.keystr((part,), simple=True) for part in path)])
+            leaf = jnp.asarray(leaf)
+            count = math.prod(leaf.shape[dim] for dim in dims)
+            found.setdefault(name, []).append(_Values(leaf.astype(sum_dtype(leaf.dtype)).sum(dims), count))
         return found
+
+
+class _Values(NamedTuple):
+    """The sum of some values of one shape, and how many they are."""
+
+    total: jax.Array
+    number: int
+
+
+def in_loops(sown: list[SownValue], again: Callable[..., list[SownValue]], *args: Any) -> list[SownValue]:
+    """The sown values, with what loops have stacked them along.
+
+    Args:
+      again: makes the same values of `args` once more; it is traced if one of them has dims.
+    """
+    if not any(jnp.ndim(leaf) for leaf in jax.tree.leaves([each.value for each in sown])):
+        return sown
+    dims = iter(loop_dims(lambda *given: [each.value for each in again(*given)], *args))
+    return [each._replace(loops=tuple(next(dims) for _ in jax.tree.leaves(each.value))) for each in sown]
 
 
 @dataclass(frozen=True)
@@ -65,22 +90,30 @@ class Takes:
     def __bool__(self) -> bool:
         return bool(self.losses or self.metrics)
 
+    def has(self, kind: SownKind) -> bool:
+        """Whether what is sown to this kind is taken."""
+        return _is_among(kind, (*self.losses, *self.metrics))
+
     def aux(self, sown: Iterable[SownValue], state: Any) -> Aux:
         """What a layer gives beside its output, with its state after the call."""
-        losses: dict[str, list[jax.Array]] = {}
-        metrics: dict[str, list[jax.Array]] = {}
+        losses: dict[str, list[_Values]] = {}
+        metrics: dict[str, list[_Values]] = {}
         for each in sown:
             into = losses if _is_among(each.kind, self.losses) else metrics
-            if into is losses or _is_among(each.kind, self.metrics):
+            if into is losses or self.has(each.kind):
                 for name, values in each.values().items():  # one name may be in several kinds
                     into.setdefault(name, []).extend(values)
-        sums = {name: sum(values[1:], values[0]) for name, values in losses.items()}
-        means = {name: sum(values[1:], values[0]) / len(values) for name, values in metrics.items()}
+
+        def total(values: list[_Values]) -> jax.Array:
+            return sum((each.total for each in values[1:]), values[0].total)
+
+        sums = {name: total(values) for name, values in losses.items()}
+        means = {name: total(values) / sum(each.number for each in values) for name, values in metrics.items()}
         return Aux(state, sums, means)
 
     def dropped(self, sown: Iterable[SownValue]) -> set[str]:
         """What is sown and not taken, for a message."""
-        left = [each for each in sown if not _is_among(each.kind, (*self.losses, *self.metrics))]
+        left = [each for each in sown if not self.has(each.kind)]
         return {f"{each.name!r} ({_text(each.kind)})" for each in left}
 
 

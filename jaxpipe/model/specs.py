@@ -86,7 +86,8 @@ class LayerSpec:
         """The same layer, of which what its flax module sows is taken.
 
         A sown value is named by its path in the module, such as "experts/balance". What is sown several times under one
-        name in a call is added up (a loss) or averaged (a metric). See `LayerOut` for what becomes of both.
+        name in a call is added up (a loss) or averaged (a metric), in a loop of the module as well: a block that is scanned
+        over sows a value per iteration. See `LayerOut` for what becomes of both.
 
         Args:
           losses: what is one: the name of a collection (flax.linen), such as "losses", or a type of variables (flax.nnx),

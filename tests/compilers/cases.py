@@ -2,15 +2,25 @@
 
 `python -m tests.compilers.cases NAME FILE` compiles the case of that name and pickles its report. The suite sets flags for
 simulated devices, which other compilers do not know; so a case gets a clean environment.
+
+A compilation takes a minute or more, and several tests look at each. So reports are kept in the folder JAXPIPE_REPORTS (for
+the time of the process, if that is not set) under a key of what they depend on: the sources of the library, of the model
+and of this file, and the versions of the compilers. A second run, or another pytest process, reads them.
 """
 
+import contextlib
+import fcntl
 import functools
+import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,19 +85,64 @@ def need(case: Case) -> None:
         )
 
 
-@functools.cache
 def report_of(name: str) -> Any:
-    """The report of a case; compiled once."""
+    """The report of a case; compiled once, by whichever process asks first."""
     need(CASES[name])
+    return _report_in(name, _folder())
+
+
+@functools.cache
+def _report_in(name: str, folder: Path) -> Any:
+    file = folder / name
+    with _alone(file.with_suffix(".lock")):
+        if not file.exists():
+            # Renamed when it is whole, so that a run that was interrupted leaves no half of a report.
+            _compile(name, file.with_suffix(".part"))
+            file.with_suffix(".part").rename(file)
+    return pickle.loads(file.read_bytes())
+
+
+def _compile(name: str, file: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("XLA_", "JAX_", "LIBTPU"))}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report"
-        command = [sys.executable, "-m", "tests.compilers.cases", name, str(file)]
-        run = subprocess.run(
-            command, cwd=ROOT, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
-        )
-        assert run.returncode == 0, f"{name} was not compiled:\n{run.stderr[-4000:]}"
-        return pickle.loads(file.read_bytes())
+    command = [sys.executable, "-m", "tests.compilers.cases", name, str(file)]
+    run = subprocess.run(command, cwd=ROOT, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    assert run.returncode == 0, f"{name} was not compiled:\n{run.stderr[-4000:]}"
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where the reports of this version are; those of other versions beside it are deleted."""
+    kept = Path(os.environ.get("JAXPIPE_REPORTS") or _for_this_process().name).absolute()
+    folder = kept / _version()
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in kept.glob("reports-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+@functools.cache
+def _for_this_process() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="jaxpipe-")  # kept by the cache, so it goes when the process ends
+
+
+def _version() -> str:
+    """The name of a folder: a key of everything that a report depends on."""
+    key = hashlib.sha256()
+    for file in (*sorted((ROOT / "jaxpipe").rglob("*.py")), ROOT / "benchmarks/gpt.py", Path(__file__)):
+        key.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    for package in importlib.metadata.distributions():
+        if package.name.startswith(("jax", "libtpu", "nvidia", "optax")):
+            key.update(f"{package.name} {package.version}\0".encode())
+    return f"reports-{key.hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """One process at a time is inside."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def main(name: str, file: str) -> None:

@@ -298,7 +298,7 @@ def test_arguments_are_checked(engine):
         engine.predict(3)
     with pytest.raises(DataError, match="may differ in the number of rows, their first dim, and in nothing else"):
         engine.evaluate([items[0], items_of([4], length=3)[0]])
-    with pytest.raises(ConfigError, match="return_metrics=True needs compute_loss=True"):
+    with pytest.raises(ConfigError, match="return_metrics=True needs compute_loss=True here: no layer"):
         engine.eval_batch(iter(items), compute_loss=False, return_metrics=True, num_micro_batches=1)
     with pytest.raises(LossError, match=r"metrics \['accuracy'\] come from both"):
         engine.evaluate(items, metrics=lambda y, t: {"accuracy": y.mean()})

@@ -233,6 +233,14 @@ def test_evaluation(stages, data):
         assert more.keys() == wanted.keys()
         for name, value in wanted.items():
             np.testing.assert_allclose(more[name], value, 1e-5, 1e-7, err_msg=name)
+    if stages == 2:
+        unlabelled = [(x, None) for x, _ in items]
+        logits, more = engine.eval_batch(iter(unlabelled), compute_loss=False, return_metrics=True)
+        np.testing.assert_array_equal(logits, engine.eval_batch(iter(unlabelled), compute_loss=False))
+        own = {name: value for name, value in wanted.items() if name not in ("worst", "close")}
+        assert more.keys() == own.keys()
+        for name, value in own.items():
+            np.testing.assert_allclose(more[name], value, 1e-5, 1e-7, err_msg=name)
 
 
 def test_ragged_evaluation():

@@ -21,8 +21,8 @@ def test_every_combination_is_refused_or_makes_sense():
     made = set()
     for values in itertools.product(*FLAGS.values()):
         asked = dict(zip(FLAGS, values, strict=True))
-        contradicts = (asked["return_metrics"] and not asked["compute_loss"]) or (
-            asked["spread_loss"] and (asked["return_logits"] or not asked["compute_loss"] or not asked["bcast_loss"])
+        contradicts = asked["spread_loss"] and (
+            asked["return_logits"] or not asked["compute_loss"] or not asked["bcast_loss"]
         )
         if contradicts:
             with pytest.raises(ConfigError):
@@ -36,7 +36,7 @@ def test_every_combination_is_refused_or_makes_sense():
             assert options.reduce_output is None and options.broadcast
         made.add(options)
     without_loss = {options for options in made if not options.loss}
-    assert len(without_loss) == 2, "they differ in spread_loss, None or False"
+    assert len(without_loss) == 4, "they differ in spread_loss, None or False, and in whether metrics are wanted"
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,9 @@ def test_every_combination_is_refused_or_makes_sense():
         ({"return_logits": 1}, "return_logits=1: it is True or False"),
         ({"reduce_output": "mean"}, "reduce_output='mean'"),
         ({"spread_loss": "yes"}, "spread_loss='yes'"),
-        ({"return_metrics": True, "compute_loss": False}, "return_metrics=True needs compute_loss=True"),
         ({"spread_loss": True, "bcast_loss": False}, "spread_loss=True shares the work"),
     ],
-    ids=["flag", "reduction", "spread", "metrics", "contradiction"],
+    ids=["flag", "reduction", "spread", "contradiction"],
 )
 def test_refusals(asked, message):
     with pytest.raises(ConfigError, match=message):
@@ -60,6 +59,7 @@ def test_the_form_of_an_answer():
     assert found.answer(Options()) == "loss"
     assert found.answer(Options(outputs=True)) == ("loss", "outputs")
     assert found.answer(Options(outputs=True, loss=False)) == "outputs"
+    assert found.answer(Options(outputs=True, loss=False, metrics=True)) == ("outputs", {"a": 1, "b": 2})
     assert found.answer(Options(metrics=True)) == ("loss", {"a": 1, "b": 2})
     assert found.answer(Options(outputs=True, metrics=True)) == ("loss", "outputs", {"a": 1, "b": 2})
 

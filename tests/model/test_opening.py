@@ -45,7 +45,7 @@ REFUSED = {
     "an empty name": (LayerOut(Y, {}, {"": 1.0}), "metrics of the name ''"),
     "a vector": (
         LayerOut(Y, {"a": jnp.ones(3)}),
-        r"'a' as float32\[3\], which is not a real scalar.*\.mean\(\).*scanned",
+        r"'a' as float32\[3\], which is not a real scalar.*\.mean\(\).*vmapped",
     ),
     "a complex loss": (LayerOut(Y, {"a": jnp.complex64(1)}), "not a real scalar"),
     "a bool": (LayerOut(Y, {"a": True}), "of type bool"),

@@ -57,6 +57,60 @@ class LinenOuter(linen.Module):
         return self.inner(jnp.tanh(self.inner(x)))
 
 
+class Running(linen.Module):
+    """A loss by a rule of its own, a sum that starts at 1, beside a metric with a dim of its own."""
+
+    @linen.compact
+    def __call__(self, x, _):
+        y = linen.Dense(3)(x)
+        for part in (y, y - 1):
+            self.sow("losses", "size", (part**2).mean(), init_fn=lambda: jnp.float32(1), reduce_fn=jnp.add)
+        self.sow("intermediates", "mean", y.mean(0))
+        return jnp.tanh(y), None
+
+
+class LinenLoop(linen.Module):
+    """Blocks that are scanned over, in two scans around each other; `axis` is the dim of the inner one in metrics."""
+
+    axis: int = 0
+
+    @linen.compact
+    def __call__(self, x):
+        inner = linen.scan(
+            linen.remat(Running),
+            variable_axes={"params": 0, "losses": 0, "intermediates": self.axis},
+            split_rngs={"params": True},
+            length=3,
+        )
+        outer = linen.scan(
+            inner,
+            variable_axes={"params": 0, "losses": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            length=2,
+        )
+        return outer(name="blocks")(x, None)[0]
+
+
+class RunningNnx(nnx.Module):
+    def __init__(self, *, rngs):
+        self.dense = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x):
+        y = self.dense(x)
+        for part in (y, y - 1):
+            self.sow(Loss, "size", (part**2).mean(), init_fn=lambda: jnp.float32(1), reduce_fn=jnp.add)
+        self.sow(nnx.Intermediate, "mean", y.mean(0))
+        return jnp.tanh(y)
+
+
+class NnxLoop(nnx.Module):
+    def __init__(self, *, rngs):
+        self.blocks = nnx.split_rngs(splits=6)(nnx.vmap(lambda rngs: RunningNnx(rngs=rngs)))(rngs)
+
+    def __call__(self, x):
+        return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+
 SPECS = {
     "nnx": (LayerSpec(Outer), {"losses": Loss, "metrics": (nnx.Intermediate,)}),
     "linen": (LayerSpec(LinenOuter), {"losses": ("losses",), "metrics": "intermediates"}),
@@ -99,6 +153,41 @@ def test_taken_by_the_spec(kind):
     np.testing.assert_allclose(engine.metrics["inner/mean"], means, 1e-5)
     np.testing.assert_allclose(engine.grad_norm, optax.tree.norm(grads), 1e-5)
     assert engine.metrics.keys() == {"loss", "grad_norm", "inner/size", "inner/mean"}
+
+
+LOOPS = {
+    "linen": (LayerSpec(LinenLoop), {"losses": "losses", "metrics": "intermediates"}),
+    "linen, dims of loops elsewhere": (LayerSpec(LinenLoop, axis=1), {"losses": "losses", "metrics": "intermediates"}),
+    "nnx": (LayerSpec(NnxLoop), {"losses": Loss, "metrics": nnx.Intermediate}),
+}
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_blocks_that_are_scanned_over_are_as_a_list_of_them(kind):
+    spec, takes = LOOPS[kind]
+    engine = engine_of(spec.sown(**takes))
+    layers = jax.device_get(engine.to_layers())
+
+    def by_hand(layers):
+        x, sizes, means = X, 0.0, []
+        for held in layers:
+            flat = {
+                jax.tree_util.keystr(path).split("'")[-2]: a for path, a in jax.tree_util.tree_leaves_with_path(held)
+            }
+            for kernel, bias in zip(flat["kernel"].reshape(6, 3, 3), flat["bias"].reshape(6, 3), strict=True):
+                y = x @ kernel + bias[None]
+                sizes, means = sizes + 1 + (y**2).mean() + ((y - 1) ** 2).mean(), [*means, y.mean(0)]
+                x = jnp.tanh(y)
+        return (x**2).mean() + sizes, (sizes, sum(means) / 12)
+
+    (loss, (sizes, means)), grads = jax.value_and_grad(by_hand, has_aux=True)(layers)
+    np.testing.assert_allclose(engine.train_batch(iter([(X, X)])), loss, 1e-5)
+    [size] = [name for name in engine.metrics if name.endswith("/size")]
+    np.testing.assert_allclose(engine.metrics[size], sizes, 1e-5)
+    np.testing.assert_allclose(engine.metrics[size.replace("size", "mean")], means, 1e-4, 1e-6)
+    np.testing.assert_allclose(engine.grad_norm, optax.tree.norm(grads), 1e-5)
+    found = engine.evaluate([(X, X)])
+    assert found.keys() == {"loss", size, size.replace("size", "mean")}
 
 
 @pytest.mark.parametrize("kind", SPECS)
