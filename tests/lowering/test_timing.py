@@ -34,7 +34,7 @@ def test_tables_that_wait_for_nothing_else_stay_as_they_are(name):
 
 
 # How much longer than without any waiting but for inputs, at most. It is what was found, rounded up.
-LONGER = {"zero_bubble": (1.0, 1.0), "zbv": (1.06, 1.05), "interleaved_zero_bubble": (1.1, 1.31)}
+LONGER = {"zero_bubble": (1.0, 1.0), "zbv": (1.06, 1.05), "interleaved_zero_bubble": (1.06, 1.34)}
 
 
 @pytest.mark.parametrize("number", [0, 1])
