@@ -128,8 +128,8 @@ class Store:
         """The buffers, filled with zeros, or with NaN if `poison`.
 
         Args:
-          filled: without, and without `poison`, they hold anything (on CPU zeros), for buffers of which nothing is read
-            that was not written: to fill gigabytes takes longer than some ops.
+          filled: without, and without `poison`, they hold anything, for buffers of which nothing is read that was not
+            written: to fill gigabytes takes longer than some ops.
         """
         if poison or filled:
             return {name: blank(aval.shape, aval.dtype, poison) for name, aval in self.avals().items()}

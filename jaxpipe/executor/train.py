@@ -22,7 +22,7 @@ from jaxpipe.executor.store import Buffers
 from jaxpipe.lowering.channels import DX, Y
 from jaxpipe.lowering.program import PENDING, SAVED
 from jaxpipe.lowering.rows import Now
-from jaxpipe.mesh import DATA, PIPE, data_size
+from jaxpipe.mesh import DATA, PIPE, data_size, on_tpu
 from jaxpipe.model import keys
 from jaxpipe.model.context import Aux
 from jaxpipe.model.loss import over, weight_from_labels
@@ -134,8 +134,8 @@ class _Step:
         self.seeds = Seeds.of(weight, parts, plan.extra, self.scale)
         wanted = beside.start(plan.beside, plan.metrics)
         carry = Carry(
-            buffers=plan.store.allocate(self.poison, filled=False),
-            pending=plan.pending.allocate(self.poison, filled=False),
+            buffers=plan.store.allocate(self.poison, not on_tpu(mesh)),
+            pending=plan.pending.allocate(self.poison, not on_tpu(mesh)),
             grads=plan.weights.blank_gradients(self.held.params),
             total=jnp.zeros((), plan.terms.total.dtype),
             beside=(wanted if self.metrics else wanted._replace(metrics={}))._replace(

@@ -138,12 +138,14 @@ class Cutter:
         body = ~in_tail[:, None]
         f, i, w = (np.add.reduceat(part * body, starts) for part in (layers.forward, layers.input, layers.weight))
         behind = (layers.tail * in_tail[:, None]).sum(0) + self.loss_seconds(rows, size)
-        i[-1] += behind  # all of the tail runs in I
+        # Of the tail, a third is forward; the rest is taken to be I and W alike, as of a product. All of I waits for F.
+        i[-1] += behind * 2 / 3
+        w[-1] += behind / 3
         saved = np.add.reduceat(layers.saved * ~in_tail, starts)
         inputs = np.concatenate([[self.costs.model.batch_bytes * rows], layers.output])[starts]
         if candidate.remat == "stage":
             saved = inputs * (np.arange(len(starts)) > 0) * (np.array(starts) < tail)
-        pending = np.add.reduceat(layers.pending * ~in_tail, starts)
+        pending = np.add.reduceat(layers.pending, starts)
         parts = [
             (start == 0, stop == len(self.model.likes), self.model.likes[start:stop])
             for start, stop in zip(boundaries, boundaries[1:], strict=False)
