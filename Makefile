@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-compilers lint check fix docs bench clean
+.PHONY: help demo test test-fast test-lowest test-compilers lint check fix docs bench bench-peers clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,20 @@ test: $(VENV)/stamp-test  ## run all tests
 # By path, so that no test can be forgotten: whatever compiles for longer belongs into tests/contracts, or is marked slow.
 test-fast: $(VENV)/stamp-test  ## run the unit tests, one file per module
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/contracts -m "not slow" $(ARGS)
+
+# Where the code says what is not true of the oldest versions that pyproject.toml allows. ARGS=tests/model for a part.
+test-lowest: .venv-lowest/stamp  ## run all tests with the lowest versions of what jaxpipe needs
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The lower bounds become constraints: jaxpipe's own dependencies at their lowest, what those need as pip likes it.
+.venv-lowest/stamp: pyproject.toml
+	@echo "Creating .venv-lowest with the lowest versions of jaxpipe's dependencies."
+	@test -x .venv-lowest/bin/pip || $(PYTHON) -m venv --clear .venv-lowest
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+		| sed 's/>=/==/' > .venv-lowest/constraints.txt
+	@.venv-lowest/bin/python -m pip install -qq --disable-pip-version-check \
+		--constraint .venv-lowest/constraints.txt --editable '.[$(EXTRAS_test)]'
+	@touch $@
 
 # Two environments, because each brings the compiler of one kind of hardware: 0.7 GB and 5.5 GB. None of the hardware is needed.
 # A step that was compiled before is not compiled again, if nothing that it depends on has changed.
@@ -61,11 +75,30 @@ docs: .venv-docs/stamp  ## build the documentation site into site/
 		| .venv-docs/bin/python -m pip install -qq --disable-pip-version-check --requirement /dev/stdin
 	@touch $@
 
-bench: $(VENV)/stamp-demo  ## run the benchmarks
+bench: $(VENV)/stamp-demo  ## run the benchmarks beside loops in JAX (long, on a machine that does nothing else)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/micro_batches.py $(ARGS)
+	$(BIN)/python benchmarks/schedules.py $(ARGS)
+
+bench-peers: .venv-peers/stamp  ## time the same GPT in jaxpipe, torch and DeepSpeed (minutes, likewise)
+	.venv-peers/bin/python benchmarks/peers.py $(ARGS)
+
+# torch for CPUs only: the usual build for Linux brings gigabytes of CUDA. DeepSpeed looks for torch while it is built, and
+# builds no ops of its own. The benchmark leaves out what is not there.
+PEERS_TORCH ?= torch==2.13.0+cpu
+.venv-peers/stamp: pyproject.toml
+	@echo "Creating .venv-peers with torch and DeepSpeed; the first time takes some minutes."
+	@test -x .venv-peers/bin/pip || $(PYTHON) -m venv --clear .venv-peers
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check --editable . setuptools wheel
+	@.venv-peers/bin/python -m pip install -qq --disable-pip-version-check '$(PEERS_TORCH)' \
+		|| echo "$(PEERS_TORCH) is not available here; for another build: make bench-peers PEERS_TORCH=torch"
+	@DS_BUILD_OPS=0 .venv-peers/bin/python -m pip install -qq --disable-pip-version-check --no-build-isolation deepspeed \
+		|| echo "DeepSpeed could not be installed."
+	@touch $@
 
 clean:  ## remove .venv, results and caches
-	rm -rf $(VENV) .venv-tpu .venv-cuda .venv-docs demo_out bench_out site build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-tpu .venv-cuda .venv-docs .venv-lowest .venv-peers \
+		demo_out bench_out site build dist .pytest_cache .ruff_cache .hypothesis
 	find jaxpipe tests examples benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # One stamp per set of extras, so that `make demo` does not wait for a type checker.

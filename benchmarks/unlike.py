@@ -175,7 +175,8 @@ def report(found: dict[str, Any]) -> str:
         lines.append("")
     if found["seconds"]:
         lines += [
-            f"Seconds of a step of the ResNet, micro-batches of {found['seconds'][0]['rows']}, in turns with the plain loop:",
+            "Seconds of a step of the ResNet, in turns with the plain loop on one device; "
+            f"rows of a micro-batch: {found['seconds'][0]['rows']}",
             "",
             "| S | step | loop | ratio: median (least, greatest) | ratio of the least | first call | that of the loop |",
             "|---|---|---|---|---|---|---|",

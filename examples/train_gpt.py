@@ -125,41 +125,21 @@ def train(
     args: argparse.Namespace, engine: jaxpipe.Engine, data: text.Text, validation: list[text.Batch]
 ) -> tuple[list[float], list[tuple[int, float]]]:
     """The loss of every step, and pairs (step, validation loss)."""
-    batches = text.random_windows(data.train, rows=args.micro_batch_size, length=args.seq, seed=args.seed)
-    losses: list[jax.Array | float] = []  # on the device: reading one would make the host wait for its step
-    evaluations: list[tuple[int, float]] = []
-    if args.checkpoints is not None and (args.checkpoints / "latest").exists():
-        path, before = engine.load_checkpoint(args.checkpoints)
-        losses, evaluations = before["losses"], [(step, loss) for step, loss in before["evaluations"]]
-        for _ in range(engine.micro_batches_seen):  # what it has been trained on already
-            next(batches)
-        say(f"\ngoing on from {path}")
-
-    def evaluate(step: int) -> None:
-        # An evaluation may use other micro-batches than training does: here more and larger ones.
-        loss = engine.eval_batch(iter(validation), num_micro_batches=len(validation))
-        evaluations.append((step, float(loss)))
-
-    def save() -> None:
-        curves = {"losses": [float(loss) for loss in losses], "evaluations": [list(pair) for pair in evaluations]}
-        engine.save_checkpoint(args.checkpoints, client_state=curves, blocking=False, keep=2)
-
-    first = engine.train_calls + 1
-    if first == 1:
-        evaluate(0)
-    step, loss = evaluations[-1]
-    say(f"\nstep {step:4d}: validation loss {loss:.3f} nats/byte; compiling the training step")
-    with jaxpipe.Progress(args.steps - first + 1, args.micro_batches * args.micro_batch_size * args.seq) as bar:
-        for step in range(first, args.steps + 1):
-            losses.append(engine.train_batch(batches))
-            bar.update(losses[-1])
-            if step % args.eval_every == 0 or step == args.steps:
-                evaluate(step)
-                bar.note(f"step {step:4d}: validation loss {evaluations[-1][1]:.3f}")
-                if args.checkpoints is not None:
-                    save()
-    engine.wait_for_checkpoint()
-    return [float(loss) for loss in losses], evaluations
+    history, folder = jaxpipe.callbacks.History(), args.checkpoints
+    saving = {} if folder is None else {"checkpoint_dir": folder, "checkpoint_every": args.eval_every, "keep": 2}
+    say("\ncompiling the training step")
+    jaxpipe.Trainer(
+        engine,
+        text.random_windows(data.train, rows=args.micro_batch_size, length=args.seq, seed=args.seed),
+        steps=args.steps,
+        eval_data=validation,
+        eval_every=args.eval_every,
+        eval_first=True,
+        callbacks=[history, jaxpipe.callbacks.ProgressBar()],
+        **saving,
+    ).run()
+    losses, evaluations = history.curve("loss"), history.curve("loss", evaluations=True)
+    return losses[1], list(zip(*evaluations, strict=True))
 
 
 def sample(engine: jaxpipe.Engine, prompt: bytes, *, length: int, count: int, seed: int) -> list[str]:

@@ -1,14 +1,15 @@
 """Pipeline parallelism for JAX: 1F1B as one jitted program whose memory does not grow with the number of micro-batches.
 
-What is public: the names in `__all__` here, and in `jaxpipe.errors`, `jaxpipe.metrics`, `jaxpipe.parallel`,
-`jaxpipe.reference` and `jaxpipe.schedules` those that their own documentation names. Everything else, that is every other
-module and package below `jaxpipe`, is private, however it is spelt: it may change from one version to the next.
+What is public: the names in `__all__` here, and in `jaxpipe.callbacks`, `jaxpipe.errors`, `jaxpipe.metrics`,
+`jaxpipe.parallel`, `jaxpipe.reference` and `jaxpipe.schedules` those that their own documentation names. Everything else,
+that is every other module and package below `jaxpipe`, is private, however it is spelt: it may change from one version to
+the next.
 """
 
 from importlib.metadata import PackageNotFoundError as _NotFound
 from importlib.metadata import version as _version
 
-from jaxpipe import errors, parallel, schedules
+from jaxpipe import callbacks, errors, parallel, schedules
 from jaxpipe.checkpoint.load import load_layer
 from jaxpipe.checkpoint.weights import load_weights, save_weights
 from jaxpipe.data.pad import pad_micro_batches
@@ -30,6 +31,7 @@ from jaxpipe.processes.group import fetch
 from jaxpipe.processes.rows import local_rows
 from jaxpipe.processes.start import start
 from jaxpipe.schedules import Schedule
+from jaxpipe.trainer.trainer import Trainer
 from jaxpipe.training.config import Config
 from jaxpipe.training.loss_scale import DynamicScale
 from jaxpipe.training.state import TrainState
@@ -47,7 +49,9 @@ __all__ = [
     "Schedule",
     "TiedLayerSpec",
     "TrainState",
+    "Trainer",
     "Weighted",
+    "callbacks",
     "compile",
     "errors",
     "fetch",

@@ -101,6 +101,18 @@ class Engine:
         """
         return trace_step(self._step, self.state, batch, self.config.num_micro_batches, self.pipe.mesh).lower()
 
+    def settle(self) -> int:
+        """Takes back the count of steps that several processes have skipped together, because the data of one had ended.
+
+        For those who look at `train_calls` or the weights between two steps: a step that is still running may yet be
+        skipped. With several processes it waits for the device. The error comes from the next `train_batch`.
+
+        Returns:
+          `train_calls`.
+        """
+        self._watch.settle()
+        return self.train_calls
+
     def _count(self, steps: int) -> None:
         self.train_calls += steps
         self.micro_batches_seen += steps * self.config.num_micro_batches

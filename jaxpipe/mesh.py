@@ -132,6 +132,14 @@ def on_tpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "tpu"
 
 
+def permutes_block(mesh: Mesh) -> bool:
+    """Whether a device stands still from the time it comes to a permute until the other devices have come to it, too.
+
+    XLA's programs for CPUs do one thing after another. Those for accelerators go on with ops that do not need the result.
+    """
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def manual_axes(mesh: Mesh) -> frozenset[str]:
     """The mesh axes that the compiled loop handles itself, and does not leave to the compiler.
 

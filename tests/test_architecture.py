@@ -41,6 +41,8 @@ FLOOR = {
     "initialization": 13,
     "hardware": 14,
     "planner": 15,
+    "trainer": 15,
+    "callbacks": 16,
     "cli": 16,
     "__main__": 17,
 }
@@ -79,6 +81,8 @@ IMPORTED_ONLY_IN = {
     },
     "matplotlib": {"schedules/figure.py"},
     "safetensors": {"checkpoint/weights.py"},
+    "tensorboardX": {"trainer/tensorboard.py"},
+    "wandb": {"trainer/weights_and_biases.py"},
     "chex": set(),
 }
 # The groups of the params tree are spelled out in one file only; the rest asks the layout.

@@ -165,8 +165,10 @@ def test_what_is_not_done_is_refused(what):
 
 PUBLIC = {
     # Schedule is the one of jaxpipe.schedules, and stands there.
-    "jaxpipe": set(jaxpipe.__all__) - {"Schedule", "errors", "metrics", "parallel", "reference", "schedules"},
+    "jaxpipe": set(jaxpipe.__all__)
+    - {"Schedule", "callbacks", "errors", "metrics", "parallel", "reference", "schedules"},
     "jaxpipe.schedules": set(schedules.__all__),
+    "jaxpipe.callbacks": set(jaxpipe.callbacks.__all__),
     "jaxpipe.errors": set(errors.__all__),
     "jaxpipe.parallel": set(jaxpipe.parallel.__all__),
     "jaxpipe.metrics": {"Metric", "Mean", "WeightedMean", "Sum", "Max", "Min", "Concat"},

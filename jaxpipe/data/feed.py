@@ -14,7 +14,7 @@ from jaxpipe.data.share import Share
 from jaxpipe.errors import DataError
 from jaxpipe.model.shapes import aval, avals, describe, is_key
 from jaxpipe.model.values import raw_aval, typed
-from jaxpipe.processes.rounds import Answer, Has, Rounds, faults
+from jaxpipe.processes.rounds import NO_MORE, Answer, Has, Rounds, faults
 from jaxpipe.types import AnyArray, Avals, Batch, Tree
 
 
@@ -95,7 +95,8 @@ class Feed:
         members = self.share.group.members
         found = faults(answer, self.share.alike, CONTENTS)
         said = "; ".join(f"process {members[place]} {text.format(*members)}" for place, text in found.items())
-        return DataError(
+        ended = all(text == NO_MORE for text in found.values())
+        return (EndOfData if ended else DataError)(
             f"The step was skipped on all {len(members)} processes, and the state is unchanged: {said}. (Process "
             f"{jax.process_index()} has {describe(mine)}.) {self.share.rule}"
         )

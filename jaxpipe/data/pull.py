@@ -13,7 +13,7 @@ Check = Callable[[Batch], None]  # raises DataError for a micro-batch that does 
 
 
 class EndOfData(DataError):
-    """A `DataError` whose only fault is that the iterator has ended."""
+    """A `DataError` whose only fault is that the iterator has ended, here or in another process."""
 
 
 def as_data_error(error: Exception) -> DataError:

@@ -75,13 +75,6 @@ class Generator:
         Args:
           layer_state: the state of the layers on the mesh.
         """
-        layout = self._layout()
-        if layout.placement != tuple(range(layout.num_ranks)):
-            raise ConfigError(
-                f"generate needs stage s on rank s, but the schedule of this pipeline places its stages on the ranks "
-                f"{layout.placement}. Generate with another one on the same mesh, with the weights of this one: "
-                "pipe = jaxpipe.Pipeline(module, mesh); pipe.generate(pipe.from_layers(engine.to_layers()), prompts)."
-            )
         heat = as_number(temperature)
         if heat is None or heat < 0:
             raise ConfigError(
@@ -166,7 +159,8 @@ class Generator:
             def outputs(windows: jax.Array) -> jax.Array:
                 evaluation = self._evaluator.plan((windows, None), _LOGITS)
                 found = evaluate(evaluation, params, (windows, None), None, layer_state).outputs
-                return found[-windows.shape[0] :]
+                count, rank = windows.shape[0], evaluation.layout.placement[-1]
+                return found[rank * count : (rank + 1) * count]
 
             made, causal = recompute(outputs, request, plan.vocabulary, (prompts, numbers), temperature, key)
         both = jnp.concatenate([prompts, made], axis=-1)

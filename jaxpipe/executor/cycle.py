@@ -6,7 +6,8 @@
     rank 3 | .. .. .. a0 b0 c0 d0 a1 b1 ...      d0 runs while a1 begins: the token of a has just arrived at rank 0
 
 With as many groups as ranks, the token that the last rank has chosen arrives at the first one in the tick that needs it, so
-no rank waits for another. Item n of the work belongs to group n % S, and rank r runs its part of it in tick n + r.
+no rank waits for another. Where ranks have several stages, it is the same with longer rounds: `executor/rounds.py` says
+which rank runs which group when.
 
 It is not the loop of `executor/loop.py`, although its table would be that of a forward-only schedule. That table would have
 a column per token and group, thousands of them, to say what one remainder says; a program of a known number of ticks cannot
@@ -24,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxpipe.executor import scopes
 from jaxpipe.executor.branch import Carry, in_turn
+from jaxpipe.executor.rounds import Rounds
 from jaxpipe.executor.store import blank
 from jaxpipe.executor.whole_dims import with_whole_dims
 from jaxpipe.executor.wire import Wire
@@ -31,28 +33,29 @@ from jaxpipe.mesh import PIPE
 
 
 class Item(NamedTuple):
-    """A piece of work: which group of rows, int32 [], and which turn of that group, counted from 0, int32 []."""
+    """A piece of work: which group of rows, which turn of that group, counted from 0, and which stage; int32 [] each."""
 
     group: jax.Array
     turn: jax.Array
+    stage: jax.Array
 
 
 class Cycle(NamedTuple, Generic[Carry]):
     """What goes round.
 
     Attributes:
-      num_ranks: S, and so many groups.
+      rounds: who runs which stage of which group when.
       turns: of each group.
       branches: per stage program, `run(carry, what has arrived, item) -> (carry, what is sent)`.
-      program_ids: per rank, the stage program that it runs.
+      program_ids: per stage, the stage program that it runs.
       wire: the shapes of a message.
       wanted: `wanted(carry, item)`, bool []; what is not wanted is skipped. All devices of a rank agree about it.
-      back: `back(carry, item)`: what the last rank tells the first one when it has run an item.
+      back: `back(carry, item)`: what the rank of the last stage tells that of the first one when it has run an item.
       arrived: `arrived(carry, message, item, mine)`: takes that; `mine` is false where nothing has arrived.
       poison: fill messages that nobody has sent with NaN instead of zeros.
     """
 
-    num_ranks: int
+    rounds: Rounds
     turns: int
     branches: Sequence[Callable[[Carry, Wire, Item], tuple[Carry, Wire]]]
     program_ids: Sequence[int]
@@ -64,8 +67,8 @@ class Cycle(NamedTuple, Generic[Carry]):
 
     @property
     def num_ticks(self) -> int:
-        """From the first item on rank 0 to the last one on the last rank."""
-        return self.num_ranks * self.turns + self.num_ranks - 1
+        """From the first item to the last one."""
+        return self.rounds.num_ticks(self.turns)
 
 
 def run(
@@ -78,23 +81,23 @@ def run(
 
     Args:
       rank: this device's coordinate on the pipe axis, int32 [].
-      after_turn: called by all devices at once after as many ticks as there are ranks: gives the carry, and whether to go
-        on, the same on all devices. None goes on to the end.
+      after_turn: called by all devices at once after each round: gives the carry, and whether to go on, the same on all
+        devices. None goes on to the end.
     """
-    ranks = cycle.num_ranks
+    period = cycle.rounds.period
     message: Wire = [blank(leaf.shape, leaf.dtype, cycle.poison) for leaf in cycle.wire]
+    state = carry, [message for _ in cycle.rounds.ways] or [message], message
 
     def tick(number: jax.Array, state: Any) -> Any:
         return _tick(cycle, rank, number, state)
 
-    state = carry, message, message
     if after_turn is None:
         return jax.lax.fori_loop(jnp.int32(0), jnp.int32(cycle.num_ticks), tick, state)[0]
 
     def one_turn(looped: Any) -> Any:
         turn, _, state = looped
-        end = jnp.minimum((turn + 1) * ranks, cycle.num_ticks)
-        carry, *messages = jax.lax.fori_loop(turn * ranks, end, tick, state)
+        end = jnp.minimum((turn + 1) * period, cycle.num_ticks)
+        carry, *messages = jax.lax.fori_loop(turn * period, end, tick, state)
         carry, more = after_turn(carry)
         return turn + 1, more & (end < cycle.num_ticks), (carry, *messages)
 
@@ -103,11 +106,12 @@ def run(
 
 
 def _tick(cycle: Cycle[Any], rank: jax.Array, number: jax.Array, state: Any) -> Any:
-    carry, inbox, outbox = state
-    ranks = cycle.num_ranks
-    item, there = _item(cycle, number - rank)
+    carry, inboxes, outbox = state
+    rounds = cycle.rounds
+    item, there = _item(cycle, number, rank)
     there &= cycle.wanted(carry, item)
-    mine = jnp.asarray(cycle.program_ids, jnp.int32)[rank]
+    mine = jnp.asarray(cycle.program_ids, jnp.int32)[item.stage]
+    inbox = _arrived_for(cycle, item.stage, inboxes)
     turn = jnp.int32(0)
     for program_id, branch in enumerate(cycle.branches):
 
@@ -119,15 +123,34 @@ def _tick(cycle: Cycle[Any], rank: jax.Array, number: jax.Array, state: Any) -> 
         named = jax.named_scope(scopes.of_op("F", program_id))(with_whole_dims(work))
         wanted = there & (mine == program_id)
         turn, (carry, outbox) = in_turn(turn, wanted, named, (carry, outbox), inbox, item)
-    if ranks > 1:
-        inbox = [jax.lax.ppermute(leaf, PIPE, [(r, r + 1) for r in range(ranks - 1)]) for leaf in outbox]
-        done, real = _item(cycle, number - (ranks - 1))
-        told = jax.lax.ppermute(cycle.back(carry, done), PIPE, [(ranks - 1, 0)])
-        carry = cycle.arrived(carry, told, done, real & (rank == 0))
-    return carry, inbox, outbox
+    inboxes = [
+        list(outbox) if way.stays else [jax.lax.ppermute(leaf, PIPE, way.edges) for leaf in outbox]
+        for way in rounds.ways
+    ] or inboxes
+    first, last = rounds.placement[0], rounds.placement[-1]
+    if first != last:
+        done, real = _item(cycle, number, jnp.int32(last))
+        real &= done.stage == len(rounds.placement) - 1
+        told = jax.lax.ppermute(cycle.back(carry, done), PIPE, [(last, first)])
+        carry = cycle.arrived(carry, told, done, real & (rank == first))
+    return carry, inboxes, outbox
 
 
-def _item(cycle: Cycle[Any], number: jax.Array) -> tuple[Item, jax.Array]:
-    """An item by its number, and whether there is such an item."""
-    kept = jnp.clip(number, 0, max(0, cycle.num_ranks * cycle.turns - 1))
-    return Item(kept % cycle.num_ranks, kept // cycle.num_ranks), kept == number
+def _arrived_for(cycle: Cycle[Any], stage: jax.Array, inboxes: Sequence[Wire]) -> Wire:
+    """What has come for a stage, of the ways on which something may have come."""
+    if len(inboxes) == 1:
+        return inboxes[0]
+    way = jnp.asarray(cycle.rounds.way_to, jnp.int32)[stage]
+    return [jax.lax.select_n(way, *leaves) for leaves in zip(*inboxes, strict=True)]
+
+
+def _item(cycle: Cycle[Any], number: jax.Array, rank: jax.Array) -> tuple[Item, jax.Array]:
+    """What a rank does in a tick, and whether it does anything."""
+    rounds = cycle.rounds
+    group = jnp.asarray(rounds.table, jnp.int32)[number % rounds.period, rank]
+    kept = jnp.maximum(group, 0)
+    since = number - jnp.asarray(rounds.starts, jnp.int32)[kept]  # ticks since the first item of the group
+    turn, stage = since // rounds.period, since % rounds.period
+    there = (group >= 0) & (since >= 0) & (turn < cycle.turns)
+    turn = jnp.clip(turn, 0, max(0, cycle.turns - 1))
+    return Item(kept, turn, jnp.minimum(stage, len(rounds.placement) - 1)), there

@@ -28,7 +28,7 @@ from jaxpipe.executor.options import Found
 from jaxpipe.executor.tally import Sums
 from jaxpipe.lowering.channels import Y
 from jaxpipe.lowering.rows import Now
-from jaxpipe.mesh import DATA, PIPE, data_size
+from jaxpipe.mesh import DATA, PIPE, data_size, permutes_block
 from jaxpipe.model.context import Aux
 from jaxpipe.model.metrics import Joined, Mean
 from jaxpipe.types import Batch, Params, Tree
@@ -102,7 +102,7 @@ class _Evaluation:
         ranks, chunks = plan.layout.num_ranks, len(plan.stages) // plan.layout.num_ranks
         if self.real is not None:
             self.real = self.real[0]
-        self.mail = Mail(plan.program, {Y: plan.codec.spec})
+        self.mail = Mail(plan.program, {Y: plan.codec.spec}, blocks=permutes_block(mesh))
         pause, hand = None, None
         outputs = _blank(plan.outputs, plan.num_micro_batches) if options.outputs else None
         if plan.tail is not None:

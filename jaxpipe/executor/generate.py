@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxpipe.executor import cycle, reduce
 from jaxpipe.executor.batch import pick
 from jaxpipe.executor.cycle import Cycle, Item
-from jaxpipe.executor.generate_plan import GeneratePlan, GenerateStage
+from jaxpipe.executor.generate_plan import GeneratePlan, GenerateStage, Where
 from jaxpipe.executor.job import Device, on_every_device
 from jaxpipe.executor.store import Buffers
 from jaxpipe.executor.wire import Wire
@@ -31,7 +31,7 @@ class Carry:
     """What a device carries from tick to tick.
 
     Attributes:
-      caches: of the layers of its rank, [groups, entries, ...].
+      caches: of the layers of its rank, [groups x stages per rank, entries, ...].
       tokens: the new ones, as far as the rank knows them, [groups, B, new], int32.
       ended: rows that need no more tokens, as far as the rank knows, bool [groups, B].
       alive: groups in which a row on any data rank needs more tokens, bool [groups], the same on all devices.
@@ -97,14 +97,14 @@ class _Generation:
 
     def run(self) -> jax.Array:
         plan, sampling = self.plan, self.plan.request.sampling
-        ranks, rows = len(plan.program_ids), plan.rows
+        groups, rows = plan.layout.num_ranks, plan.rows
         all_rows = rows * data_size(plan.mesh)
         blank = 0 if sampling.stop is None else sampling.stop
         carry = Carry(
             caches=plan.store.allocate(self.poison),
-            tokens=jnp.full((ranks, rows, plan.request.new), blank, jnp.int32),
+            tokens=jnp.full((groups, rows, plan.request.new), blank, jnp.int32),
             ended=self.rows < 0,
-            alive=jnp.arange(ranks, dtype=jnp.int32) * all_rows < plan.request.rows,
+            alive=jnp.arange(groups, dtype=jnp.int32) * all_rows < plan.request.rows,
         )
         carry = cycle.run(self._cycle(0, 1), self.device.rank, carry)
         if plan.request.new > 1:
@@ -119,7 +119,7 @@ class _Generation:
         plan = self.plan
         branches = [functools.partial(self._branch, program, first) for program in plan.programs]
         return Cycle(
-            len(plan.program_ids),
+            plan.rounds,
             turns,
             branches,
             plan.program_ids,
@@ -143,13 +143,16 @@ class _Generation:
             x = self.plan.layout.precision.inputs(pick(self.prompts, group))
         if first:
             position = self.plan.request.prompt + number - 1
-            y, caches = program.run_token(self.held, self.states, x, carry.caches, group, position)
+            y, caches = program.run_token(self.held, self.states, x, carry.caches, self._where(item), position)
         else:
-            y, caches = program.run_prompt(self.held, self.states, x, carry.caches, group)
+            y, caches = program.run_prompt(self.held, self.states, x, carry.caches, self._where(item))
         carry = replace(carry, caches=caches)
         if not stage.is_last:
             return carry, codec.encode(y)
         return self._choose(carry, self.plan.layout.precision.outputs(y)[:, -1], group, number), []
+
+    def _where(self, item: Item) -> Where:
+        return Where(item.stage, self.plan.slot(item.group, item.stage))
 
     def _choose(self, carry: Carry, logits: jax.Array, group: jax.Array, number: jax.Array) -> Carry:
         """Takes the next token of each row of a group, on the last rank."""
@@ -167,7 +170,7 @@ class _Generation:
 
     def _after_turn(self, carry: Carry) -> tuple[Carry, jax.Array]:
         """Tells all devices which groups need more tokens: the last rank knows which rows have ended."""
-        last = self.device.rank == len(self.plan.program_ids) - 1
+        last = self.device.rank == self.plan.layout.placement[-1]
         left = jnp.where(last, jnp.any(~carry.ended, axis=1).astype(jnp.int32), 0)
         alive = carry.alive & (reduce.total(left, self.plan.mesh, PIPE, DATA) > 0)
         return replace(carry, alive=alive), jnp.any(alive)

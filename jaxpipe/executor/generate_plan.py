@@ -1,7 +1,7 @@
 """What a compiled generation will do, planned on shapes alone, outside of the program."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 
 from jaxpipe.errors import ConfigError, LayerError
 from jaxpipe.executor import states, store
+from jaxpipe.executor.begin import Begin
 from jaxpipe.executor.plan import distinct
 from jaxpipe.executor.residence import Repeat
+from jaxpipe.executor.rounds import Rounds
 from jaxpipe.executor.sampling import Sampling
 from jaxpipe.executor.states import States
 from jaxpipe.executor.store import Buffers, Entry, Kept, Store
@@ -66,6 +68,13 @@ class _Step:
     entries: tuple[Entry, ...]
 
 
+class Where(NamedTuple):
+    """Where a stage works on a group of rows: the number of the stage, and the slot of its caches; int32 [] each."""
+
+    stage: jax.Array
+    slot: jax.Array
+
+
 class GenerateStage:
     """A distinct stage while tokens are generated: a prompt at once, then token after token.
 
@@ -75,6 +84,7 @@ class GenerateStage:
       traced: the layers, for prompts and for single tokens.
       weights: what its rank computes with.
       cursor: where it gets places for its caches.
+      begin: where the stages that run it begin in the arrays of their ranks.
     """
 
     def __init__(
@@ -84,8 +94,9 @@ class GenerateStage:
         traced: tuple[generating.Generating, generating.Generating],
         weights: Weights,
         cursor: Kept,
+        begin: Begin,
     ):
-        self.weights, (self.prompt, self.token) = weights, pair
+        self.weights, (self.prompt, self.token), self.kept, self._begin = weights, pair, cursor, begin
         assert [(p.offset, p.count) for p in self.prompt.parts] == [(p.offset, p.count) for p in self.token.parts]
         self._steps: tuple[list[_Step], list[_Step]] = [], []
         for parts in zip(self.prompt.parts, self.token.parts, strict=True):
@@ -117,15 +128,13 @@ class GenerateStage:
         kept = [leaf if dim is None else leaf[:, -1:] for leaf, dim in zip(leaves, along, strict=True)]
         return jax.tree.unflatten(structure, kept)
 
-    def run_prompt(
-        self, held: Params, carried: Tree, x: Tree, caches: Buffers, group: jax.Array
-    ) -> tuple[Tree, Buffers]:
+    def run_prompt(self, held: Params, carried: Tree, x: Tree, caches: Buffers, where: Where) -> tuple[Tree, Buffers]:
         """Runs whole prompts, from caches in which nothing is. The last stage returns the logits of the last position.
 
         Args:
           carried: the state of the layers of its rank, which is only read.
           x: what the stage takes, leaves [B, T, ...].
-          group: the slot of `caches`, int32 [].
+          where: which stage it is, and where its caches are.
         """
         position = jnp.int32(0)
         for number, step in enumerate(self._steps[0]):
@@ -133,15 +142,15 @@ class GenerateStage:
                 x, position = self._last_position(x), jnp.int32(self._chunk - 1)
             if self._trim is not None and number >= self._trim:
                 step = self._steps[1][number]
-            x, caches = self._run(step, held, carried, x, caches, group, position, True)
+            x, caches = self._run(step, held, carried, x, caches, where, position, True)
         return x, caches
 
     def run_token(
-        self, held: Params, carried: Tree, x: Tree, caches: Buffers, group: jax.Array, position: jax.Array
+        self, held: Params, carried: Tree, x: Tree, caches: Buffers, where: Where, position: jax.Array
     ) -> tuple[Tree, Buffers]:
         """Runs one token of each row, at a position, int32 []; x has leaves [B, 1, ...]."""
         for step in self._steps[1]:
-            x, caches = self._run(step, held, carried, x, caches, group, position, False)
+            x, caches = self._run(step, held, carried, x, caches, where, position, False)
         return x, caches
 
     def _run(
@@ -151,11 +160,11 @@ class GenerateStage:
         carried: Tree,
         x: Tree,
         caches: Buffers,
-        group: jax.Array,
+        where: Where,
         position: jax.Array,
         fresh: bool,
     ) -> tuple[Tree, Buffers]:
-        one = replace(step.part, count=1)
+        [one] = self._begin.placed([replace(step.part, count=1)], where.stage)
         like, structure = jax.tree.flatten(step.cache)
 
         def layer(carry: Any, repeat: Repeat) -> Any:
@@ -167,10 +176,10 @@ class GenerateStage:
                 if fresh:
                     cache = step.start(params, state, x)
                 else:
-                    cache = jax.tree.unflatten(structure, store.read(caches, group, step.entries, repeat, like))
+                    cache = jax.tree.unflatten(structure, store.read(caches, where.slot, step.entries, repeat, like))
             y, aux = one.run(params, x, Context(state=state, cache=cache, position=position))
             if step.start is not None:
-                caches = store.write(caches, group, step.entries, repeat, jax.tree.leaves(aux.cache))
+                caches = store.write(caches, where.slot, step.entries, repeat, jax.tree.leaves(aux.cache))
             return y, caches
 
         touched = {entry.buffer: caches[entry.buffer] for entry in step.entries}
@@ -190,7 +199,8 @@ class GeneratePlan:
 
     Attributes:
       programs: the distinct stages; `program_ids[stage]` is the number of the one that a stage runs.
-      store: the caches, [groups, entries, ...].
+      rounds: which rank runs which stage of which group when.
+      store: the caches, [groups x stages per rank, entries, ...].
       states: the state of the layers, which is read only.
       codecs: how outputs of whole prompts travel, and those of single tokens.
       mixing: the index of a layer that makes it necessary to run the whole window for each token, and why; or None. There
@@ -223,14 +233,28 @@ class GeneratePlan:
         self.states = States(state_layout(layout, prompt.shapes), mesh, stages[0])
         self.codecs = [Codec([stage.inputs for stage in each[1:]]) for each in stages]
 
-        def made(one: tuple[int, tuple[Stage, Stage]]) -> GenerateStage:
-            first, pair = one
-            return GenerateStage(pair, first, (prompt, token), self.weights, self.store.program())
-
+        self.rounds = Rounds.of(layout.placement)
         pairs = list(zip(layout.boundaries[:-1], zip(*stages, strict=True), strict=True))
         keys = {first: tuple(stage.program_key() for stage in pair) for first, pair in pairs}
+
+        def made(one: tuple[int, tuple[Stage, Stage]]) -> GenerateStage:
+            first, pair = one
+            alike = [number for number, (other, _) in enumerate(pairs) if keys[other] == keys[first]]
+            begin = Begin.of(stages[0], alike)
+            return GenerateStage(pair, first, (prompt, token), self.weights, self.store.program(), begin)
+
         self.programs, self.program_ids = distinct(pairs, made, lambda one: keys[one[0]])
-        self.store.settle([len(stages[0])] * len(self.programs))  # as many groups as ranks
+        # As many groups as ranks, each with a slot per stage of a rank.
+        self._places = [self.rounds.place_on_rank(stage) for stage in range(layout.num_stages)]
+        together = [
+            {own for own, other in zip(self.program_ids, layout.placement, strict=True) if other == rank}
+            for rank in range(layout.num_ranks)
+        ]
+        self.store.settle([layout.num_ranks * (1 + max(self._places))] * len(self.programs), together)
+
+    def slot(self, group: jax.Array, stage: jax.Array) -> jax.Array:
+        """The slot of the caches that a stage has for a group, int32 []."""
+        return group * (1 + max(self._places)) + jnp.asarray(self._places, jnp.int32)[stage]
 
 
 def check_logits(label: str, outputs: Avals, request: Request) -> int:

@@ -9,6 +9,10 @@ XLA starts a permute as late as one loop in front of its end hides it. So the br
 (`executor/branch.py`), and what is not read by the first ops of the next tick arrives behind them
 (`lowering/overlap.py`); if the next tick is in the next iteration, its permute is there, too. What is sent stays where it
 was put until the next message of its kind, so that a tick neither makes nor fills a buffer.
+
+On CPUs a permute blocks (`mesh.permutes_block`). If XLA put one between the ops of a tick, ranks that run the later ones
+would run them while those that have run the earlier ones stand still: a tick would take as long as all its kinds of op
+together. So there the permutes of a tick depend on all of its ops.
 """
 
 import itertools
@@ -20,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpipe.executor import scopes
-from jaxpipe.executor.branch import Branch, Carry, State, Step
+from jaxpipe.executor.branch import Branch, Carry, State, Step, in_turn
 from jaxpipe.executor.mail import Inbox, Mail
 from jaxpipe.executor.whole_dims import with_whole_dims
 from jaxpipe.executor.wire import Wire
@@ -167,10 +171,22 @@ class _Phase:
         for place, step in enumerate(self.steps):
             state, turn = step.run(self._received(state, under_way, place), row, turn)
         carry, inbox, outbox = self._received(state, under_way, len(self.steps))
+        if self.mail.blocks:
+            outbox = self._behind_all_ops(outbox, row, turn)
         arrive = self.columns.decode(row).arrive
         for permute in self._on_time:
             inbox = self.mail.put(inbox, permute.value, arrive[permute.channel], permute.moved(outbox))
         return (carry, inbox, outbox), turn
+
+    def _behind_all_ops(self, outbox: Inbox, row: jax.Array, turn: jax.Array) -> Inbox:
+        """The same messages, behind all ops: a loop that XLA does not know to run never has its turn after them."""
+        sent = sorted({permute.value for permute in (*self._on_time, *self._late) if permute.edges})
+        never = self.columns.decode(row).branch < 0
+
+        def change(messages: Inbox) -> Inbox:
+            return jax.tree.map(jnp.zeros_like, messages)
+
+        return {**outbox, **in_turn(turn, never, change, {value: outbox[value] for value in sent})[1]}
 
     def late_slots(self, row: jax.Array) -> list[jax.Array]:
         """The arrival slots of what this phase sends late, from its row."""

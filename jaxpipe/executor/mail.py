@@ -22,11 +22,13 @@ class Mail:
     Attributes:
       wires: per kind of value, the shapes of a message.
       poison: fill what nothing was written to with NaN instead of zeros.
+      blocks: a rank stands still in a permute, so all ops of a tick come before its permutes.
     """
 
     program: Program
     wires: Mapping[str, Sequence[jax.ShapeDtypeStruct]]
     poison: bool = False
+    blocks: bool = False
 
     def is_direct(self, value: str) -> bool:
         """With one slot and no permute between arrival and use, what arrives is used as it is, without a copy."""

@@ -22,7 +22,7 @@ from jaxpipe.executor.store import Buffers
 from jaxpipe.lowering.channels import DX, Y
 from jaxpipe.lowering.program import PENDING, SAVED
 from jaxpipe.lowering.rows import Now
-from jaxpipe.mesh import DATA, PIPE, data_size, on_tpu
+from jaxpipe.mesh import DATA, PIPE, data_size, on_tpu, permutes_block
 from jaxpipe.model import keys
 from jaxpipe.model.context import Aux
 from jaxpipe.model.loss import over, weight_from_labels
@@ -142,7 +142,8 @@ class _Step:
                 state=plan.states.enter(self.layer_state)
             ),
         )
-        self.mail = Mail(plan.program, {value: codec.spec for value, codec in plan.codecs.items()}, self.poison)
+        wires = {value: codec.spec for value, codec in plan.codecs.items()}
+        self.mail = Mail(plan.program, wires, self.poison, blocks=permutes_block(plan.mesh))
         carry = loop.run(self.mail, self.device.rank, self._branch, plan.program_ids, carry)
         loss, metrics = self._objective(carry, weight, parts)
         # Where nothing counts, no gradient of `loss_fn` is in the sums; if there are extra losses, none has come that far.

@@ -31,16 +31,20 @@ class Progress:
     missing, there are plain lines, at least ten seconds apart and about a hundred in all.
 
     Args:
-      total_steps: number of `update` calls to come; None if that is not known.
+      total_steps: number of `update` calls to come, and of steps `done` before; None if that is not known.
       tokens_per_step: shows the speed in tokens/s; 0 shows it in steps/s.
+      items: the name of what `tokens_per_step` counts, if that is something else.
       unit: the name of what one `update` counts.
       stream: where to write; standard output by default.
       enabled: False shows nothing. With several processes only the first one shows anything.
       mesh: of the engine that is shown: with several processes, the first one that has a part of this mesh counts. Without
         it, that is process 0.
+      done: number of steps that were made before this loop, out of `total_steps`.
+      seconds_at_peak: what one step would take if the devices did nothing but its arithmetic, at their peak; shows the
+        share of that in the time that it does take.
 
     Attributes:
-      finished: number of steps that have finished.
+      finished: number of steps that have finished, those before this loop included.
     """
 
     def __init__(
@@ -52,11 +56,15 @@ class Progress:
         stream: TextIO | None = None,
         enabled: bool = True,
         mesh: Mesh | None = None,
+        items: str = "tokens",
+        done: int = 0,
+        seconds_at_peak: float | None = None,
     ):
-        self.total_steps, self.tokens_per_step, self.finished, self.unit = total_steps, tokens_per_step, 0, unit
+        self.total_steps, self.tokens_per_step, self.finished, self.unit = total_steps, tokens_per_step, done, unit
+        self._items, self._done, self._at_peak = items, done, seconds_at_peak
         self._stream, self._enabled, self._bar = stream or sys.stdout, enabled and is_first(mesh), None
         self._pending, self._loss = Late[Loss](), None
-        self._line = time.monotonic(), 0  # when the last line was written, and at which step
+        self._line = time.monotonic(), done  # when the last line was written, and at which step
         self._base: tuple[float, int] | None = None  # when the clock was started, after compilation, and at which step
         if self._enabled and self._stream.isatty():
             self._bar = self._make_bar()
@@ -93,6 +101,7 @@ class Progress:
         width, height = shutil.get_terminal_size()
         return tqdm(
             total=self.total_steps,
+            initial=self._done,
             file=self._stream,
             bar_format=NO_BAR if self.total_steps is None else BAR,
             ncols=width,
@@ -103,7 +112,7 @@ class Progress:
         for loss in self._pending.beyond(0) if wait else self._pending.finished():
             self._loss = None if loss is None else float(loss)
             self.finished += 1
-        if self._base is None and self.finished:
+        if self._base is None and self.finished > self._done:
             self._base = time.monotonic(), self.finished
 
     def _show(self, last: bool) -> None:
@@ -125,9 +134,11 @@ class Progress:
             return text
         per_step = (now - base) / (self.finished - steps)
         if self.tokens_per_step:
-            text += f"  {self.tokens_per_step / per_step:,.0f} tokens/s"
+            text += f"  {self.tokens_per_step / per_step:,.0f} {self._items}/s"
         else:
             text += f"  {1 / per_step:.2f} {self.unit}{'es' if self.unit.endswith('ch') else 's'}/s"
+        if self._at_peak is not None:
+            text += f"  {100 * self._at_peak / per_step:.0f} % of peak"
         if self.total_steps is None:
             return text
         left = round((self.total_steps - self.finished) * per_step)

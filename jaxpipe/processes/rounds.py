@@ -22,6 +22,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxpipe.processes import watchdog
 
 P = PartitionSpec
+# What `faults` says of a process whose data have ended.
+NO_MORE = "has no more data"
 
 
 class Has(enum.IntEnum):
@@ -115,7 +117,7 @@ def faults(answer: Answer, alike: Sequence[int], names: Sequence[str]) -> dict[i
     usual = _usual(words)
     for place, (has, shapes, *contents) in enumerate(words.tolist()):
         if has == Has.NO_MORE:
-            found[place] = "has no more data"
+            found[place] = NO_MORE
         elif has == Has.MISFIT:
             found[place] = "has data that do not fit; its own message says why"
         elif shapes != usual:

@@ -10,7 +10,7 @@ import jaxpipe
 from jaxpipe import schedules
 from jaxpipe.errors import ConfigError, PartitionError, ScheduleError
 from jaxpipe.executor.options import Options
-from tests import stateful_models
+from tests import generation, stateful_models
 from tests.checkpoint.on_disk import arrays_of, assert_identical
 from tests.compare import assert_close
 from tests.contracts.test_compiled import is_acyclic, permutes
@@ -207,16 +207,41 @@ def test_evaluations_of_chunks():
     assert alone.devices() <= set(pipe.mesh.devices[0].flat), "the last stage is on rank 0"
 
 
+# placement, data, boundaries of the seven layers, rows, new tokens, stop
+GENERATIONS = {
+    "a loop": (loop_of(2, 2), 2, [0, 2, 3, 5, 7], 5, 6, None),  # two stages of unlike numbers of caches on rank 0
+    "a V": (v_of(2), 1, [0, 1, 2, 6, 7], 3, 6, 9),  # both stages with caches are on one rank; the last one on rank 0
+    "anywhere": ((1, 0, 0, 2, 1), 1, [0, 1, 2, 3, 5, 7], 2, 5, 9),  # fewer rows than ranks
+}
+
+
+@pytest.mark.parametrize("name", GENERATIONS)
+def test_generated_tokens_are_those_of_one_device(name):
+    placement, data, partition, rows, new, stop = GENERATIONS[name]
+    module = generation.causal(partition)
+    mesh = jaxpipe.make_mesh(pipe=1 + max(placement), data=data)
+    pipe = jaxpipe.Pipeline(module, mesh, 2, in_random_order(placement, 2, 0), poison=True)
+    ids = generation.prompts(rows)
+    params = pipe.init(3, ids)
+    wanted = generation.by_hand(module, pipe.to_layers(params), ids, new, stop=stop)
+    np.testing.assert_array_equal(pipe.generate(params, ids, new, stop=stop), wanted)
+
+
+def test_generation_without_caches_takes_the_outputs_of_the_rank_that_has_them():
+    def running_mean(x):
+        return jax.numpy.cumsum(x, axis=1) / jax.numpy.arange(1, 1 + x.shape[1], dtype=x.dtype)[None, :, None]
+
+    layers = [generation.EMBED, running_mean, generation.SCALE, generation.HEAD]
+    module = jaxpipe.PipelineModule(layers, partition_method="uniform")
+    pipe = jaxpipe.Pipeline(module, jaxpipe.make_mesh(pipe=2), 2, in_random_order(v_of(2), 2, 0))
+    ids = generation.prompts(2)
+    params = pipe.init(3, ids)
+    wanted = generation.by_hand(module, pipe.to_layers(params), ids, 3)
+    with pytest.warns(UserWarning, match="has no cache"):
+        np.testing.assert_array_equal(pipe.generate(params, ids, 3), wanted)
+
+
 # ------------------------------------------------------------------------------------------------- what is refused
-
-
-def test_generation_says_what_to_do_instead():
-    pipe = jaxpipe.Pipeline(tied(), jaxpipe.make_mesh(pipe=2), 2, in_random_order(loop_of(2, 2), 2, 0))
-    params = pipe.init(0, make_batch(1)[0][0])
-    with pytest.raises(
-        ConfigError, match=r"generate needs stage s on rank s.*pipe.from_layers\(engine.to_layers\(\)\)"
-    ):
-        pipe.generate(params, np.zeros((2, 3), np.int32))
 
 
 def test_counts():

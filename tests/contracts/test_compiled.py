@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxpipe
+from jaxpipe.executor import train
 from tests.models import LENGTH, ROWS, VOCAB, cross_entropy, masked_cross_entropy, tied
 
 SCHEDULES = ("1f1b", "eager_1f1b", "gpipe")
@@ -192,10 +193,22 @@ def _sends_and_loops(text):
 
 
 @pytest.mark.parametrize(("schedule", "number"), [("1f1b", 4), ("eager_1f1b", 2)])
-def test_every_permute_may_overlap_with_ops(programs, schedule, number):
-    """For each permute there is a loop of branches that neither needs what it brings nor makes what it sends."""
-    beside = _sends_and_loops(programs["text"] if schedule == "1f1b" else compiled(8, schedule).as_text())
+def test_every_permute_may_overlap_with_ops(monkeypatch, schedule, number):
+    """For each permute there is a loop of branches that neither needs what it brings nor makes what it sends.
+
+    Where permutes do not block, that is.
+    """
+    monkeypatch.setattr(train, "permutes_block", lambda mesh: False)
+    beside = _sends_and_loops(compiled.__wrapped__(8, schedule).as_text())
     assert len(beside) == number and all(beside.values())
+
+
+def test_permutes_that_block_come_behind_all_ops_of_a_tick(programs):
+    """On CPUs: in each of the two ticks in the body of 1F1B the forwards, the backwards, and then what both send."""
+    found = re.findall(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? (while|collective-permute)\(", _loops(programs["text"])[0], re.M)
+    order = "".join(name[0] for name in found)
+    # What the last tick has sent may be permuted in front of the next body.
+    assert len(order) == 8 and "wwccwwcc" in 2 * order
 
 
 def test_gradients_are_reduced_once_after_the_loop(programs):

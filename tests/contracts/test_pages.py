@@ -86,6 +86,16 @@ def schedules(out):
     assert all(float(row[1]) > 24 and row[2] == "idle" and 0 < int(row[4]) < 30 for row in rows), out
 
 
+def training_runs(out):
+    assert "steps after step 20: all 20 steps are done" in out and re.search(
+        r"^checkpoint \S+/run/global_step20$", out, re.M
+    )
+    assert "steps 21 to 40: steps" in out and len(re.findall(r"^step \d+: evaluation: loss 0", out, re.M)) == 4
+    steps = [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert sorted(steps) == sorted([*range(1, 41), 10, 20, 30, 40]), steps
+    assert re.search(r"^after 20 steps: 0\.\d+$", out, re.M)
+
+
 def checkpoints(out):
     assert re.search(r"^loaded \S+/run/global_step5 \{'epoch': 3\} goes on after 20 micro-batches$", out, re.M), out
     assert cli.main(["inspect", "run"]) == 0
@@ -103,6 +113,7 @@ CHECKS = {
         losses_and_metrics,
         parts_and_wholes,
         schedules,
+        training_runs,
         two_streams,
     )
 }

@@ -140,7 +140,7 @@ def optimizers():
         "centralize": o.chain(o.centralize(), o.adam(RATE)),
         "trust_ratio": o.chain(o.scale_by_rms(), o.scale_by_trust_ratio(), o.scale(-RATE)),
         "param_block": o.chain(o.scale_by_param_block_rms(), o.scale_by_param_block_norm(), o.scale(-RATE)),
-        "galore": c.galore(RATE, rank=2, update_proj_gap=2),
+        **({"galore": c.galore(RATE, rank=2, update_proj_gap=2)} if hasattr(c, "galore") else {}),  # since optax 0.2.7
         "noisy_sgd": o.noisy_sgd(RATE, key=jax.random.key(3)),
         "noisy_sgd_rbg": o.noisy_sgd(RATE, key=jax.random.key(3, impl="rbg")),
         "by_path": o.multi_transform(three, labels),
