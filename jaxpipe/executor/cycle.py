@@ -120,18 +120,21 @@ def _tick(cycle: Cycle[Any], rank: jax.Array, number: jax.Array, state: Any) -> 
             carry, made = branch(carry, inbox, item)
             return carry, made or sent
 
-        named = jax.named_scope(scopes.of_op("F", program_id))(with_whole_dims(work))
+        named = jax.named_scope(scopes.of_op("F", program_id, cycle.program_ids))(with_whole_dims(work))
         wanted = there & (mine == program_id)
         turn, (carry, outbox) = in_turn(turn, wanted, named, (carry, outbox), inbox, item)
-    inboxes = [
-        list(outbox) if way.stays else [jax.lax.ppermute(leaf, PIPE, way.edges) for leaf in outbox]
-        for way in rounds.ways
-    ] or inboxes
+    with jax.named_scope(scopes.PERMUTE):
+        inboxes = [
+            list(outbox) if way.stays else [jax.lax.ppermute(leaf, PIPE, way.edges) for leaf in outbox]
+            for way in rounds.ways
+        ] or inboxes
     first, last = rounds.placement[0], rounds.placement[-1]
     if first != last:
         done, real = _item(cycle, number, jnp.int32(last))
         real &= done.stage == len(rounds.placement) - 1
-        told = jax.lax.ppermute(cycle.back(carry, done), PIPE, [(last, first)])
+        back = cycle.back(carry, done)
+        with jax.named_scope(scopes.PERMUTE):
+            told = jax.lax.ppermute(back, PIPE, [(last, first)])
         carry = cycle.arrived(carry, told, done, real & (rank == first))
     return carry, inboxes, outbox
 

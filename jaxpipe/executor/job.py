@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from jaxpipe.executor import scopes
 from jaxpipe.executor.batch import batch_specs
 from jaxpipe.executor.weights import Weights
 from jaxpipe.mesh import DATA, PIPE, data_size, manual_axes, pipe_size
@@ -45,7 +46,9 @@ def on_every_device(
     mesh = weights.mesh
 
     def one_device(params: Params, rank: jax.Array, data_rank: jax.Array, *more: Tree) -> Tree:
-        return work(Device(rank[0], data_rank[0]), weights.enter(params, rank[0]), *more)
+        with jax.named_scope(scopes.WEIGHTS):
+            held = weights.enter(params, rank[0])
+        return work(Device(rank[0], data_rank[0]), held, *more)
 
     ranks = jnp.arange(pipe_size(mesh), dtype=jnp.int32), jnp.arange(data_size(mesh), dtype=jnp.int32)
     return jax.shard_map(

@@ -135,7 +135,7 @@ class _Phase:
                 (self._on_time if place is None else self._late).append(permute)
         kinds = phase_kinds(program, loop, number)
         names = sorted({(cell.kind, program_ids[cell.stage]) for _, cell in program.phase_cells(loop, number)})
-        branches = {name: _named(branch_of(*name), scopes.of_op(*name)) for name in names}
+        branches = {name: _named(branch_of(*name), scopes.of_op(*name, program_ids)) for name in names}
         one_kind = len(kinds) == 1 and not self._late
 
         def step_of(name: tuple[str, int]) -> tuple[int, bool]:
@@ -219,7 +219,8 @@ class _Permute(NamedTuple):
 
     def moved(self, outbox: Inbox) -> Wire:
         sent = outbox[self.value]
-        return [jax.lax.ppermute(leaf, PIPE, self.edges) for leaf in sent] if self.edges else sent
+        with jax.named_scope(scopes.PERMUTE):
+            return [jax.lax.ppermute(leaf, PIPE, self.edges) for leaf in sent] if self.edges else sent
 
 
 class _Arrival(NamedTuple):

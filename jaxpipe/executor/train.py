@@ -148,7 +148,8 @@ class _Step:
         loss, metrics = self._objective(carry, weight, parts)
         # Where nothing counts, no gradient of `loss_fn` is in the sums; if there are extra losses, none has come that far.
         counted = None if plan.terms.is_mean or plan.extra is not None else weight != 0
-        grads = plan.weights.leave(carry.grads, self.device.rank, counted, self.scale)
+        with jax.named_scope(scopes.GRADIENTS):
+            grads = plan.weights.leave(carry.grads, self.device.rank, counted, self.scale)
         return StepResult(loss, grads, metrics, plan.states.leave(carry.beside.state, *self.device))
 
     def _objective(self, carry: Carry, weight: jax.Array, parts: int) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxpipe.executor import scopes
 from jaxpipe.executor.train import StepResult
 from jaxpipe.model.keys import as_key
 from jaxpipe.model.shapes import is_inexact
@@ -55,7 +56,7 @@ def make_step(
         remembers = bool(jax.tree.leaves(state.layer_state))
         result = value_and_grad(state.params, inputs, labels, key, scale, state.layer_state if remembers else None)
         loss, grads, more = result.loss, result.grads, result.metrics
-        with plain_numpy_rules():
+        with plain_numpy_rules(), jax.named_scope(scopes.OPTIMIZER):
             norm = global_norm(grads)
             used = grads if gradient_clipping is None else clipped(grads, norm, gradient_clipping)
             updates, opt_state = optimizer.update(used, state.opt_state, state.params, value=loss, grad=grads)
