@@ -119,7 +119,9 @@ class TrainPlan:
         loss_fn = self.layout.module.loss_fn
 
         begin = begins(self.stages)
-        tail_slots = 0 if self.program.schedule.num_chunks == 1 else self.program.last_stage_slots()
+        # Two at least: with one slot the buffer is the input, and XLA would run the tail's first product, which then
+        # depends on nothing in its branch, in front of the branch: in every tick of every rank.
+        tail_slots = 0 if self.program.schedule.num_chunks == 1 else max(self.program.last_stage_slots(), 2)
 
         in_two = {cell.stage for row in self.program.cells for cell in row if cell.kind == "I"}
 

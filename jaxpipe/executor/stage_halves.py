@@ -5,13 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxpipe.executor import beside, flow, store
+from jaxpipe.executor import flow, store
 from jaxpipe.executor.pullback import Twice
 from jaxpipe.executor.residence import Repeat
 from jaxpipe.executor.seeds import Seeds
 from jaxpipe.executor.stage_program import MicroBatch, Segment, StageProgram
 from jaxpipe.executor.store import Buffers, Entry, Store
-from jaxpipe.executor.tail import TailHalves
 from jaxpipe.executor.unit import repeated
 from jaxpipe.executor.unit_halves import UnitHalves
 from jaxpipe.mesh import on_tpu
@@ -37,7 +36,8 @@ class StageHalves:
       saved_again: whether W reads what the forward has kept, so that it need not cross.
 
     Attributes:
-      changes_grads: whether I has gradients of weights to add: those whose work is part of its own anyway.
+      changes_grads: whether I has gradients of weights to add: those whose work is part of its own anyway, and those of a
+        tail, which runs in I.
     """
 
     def __init__(self, program: StageProgram, pending: Store, saved_again: bool = False):
@@ -51,24 +51,16 @@ class StageHalves:
             halves = UnitHalves(segment.unit, segment.in_batch or saved_again, saved_again)
             entries = tuple(self.kept.take(halves.pending, segment.repeats, in_order))
             self._segments.append(_Waiting(segment, halves, entries))
-        # A tail that keeps its input in slots of its own has no room for it there until W.
-        self._tail_again = program.tail_input_is_known or (saved_again and program.kept_by_tail is None)
-        self._tail = None if program.tail is None else TailHalves(program.tail, self._tail_again)
-        waits = [] if self._tail is None else self._tail.pending
-        self._tail_entries = tuple(self.kept.take(waits, 1, in_order))
         halves = [waiting.halves for waiting in self._segments if waiting is not None]
-        self.changes_grads = any(any(each.early) for each in (*halves, *([] if self._tail is None else [self._tail])))
+        self.changes_grads = program.tail is not None or any(any(each.early) for each in halves)
 
     @property
     def whole(self) -> list[str]:
-        """The labels of parts with weights of which all work is done in I."""
+        """The labels of parts with weights before the tail of which all work is done in I."""
         found: list[str] = []
         for waiting in self._segments:
             if waiting is not None and waiting.halves.early and all(waiting.halves.early):
                 found += [part.label for part in waiting.segment.unit.parts if part.address is not None]
-        if self._tail is not None and self._tail.early and all(self._tail.early):
-            assert self.program.tail is not None
-            found += [part.label for part in self.program.tail.parts if part.address is not None]
         return found
 
     def input_gradient(
@@ -113,28 +105,6 @@ class StageHalves:
         dx = flow.fitted(dy, program.stage.takes, split_inexact(program.stage.inputs)[0])
         return dx, pending, grads
 
-    def loss_and_input_gradient(
-        self,
-        held: Params,
-        micro_batch: MicroBatch,
-        buffers: Buffers,
-        pending: Buffers,
-        carried: Aux,
-        grads: Params,
-        start: Seeds,
-    ) -> tuple[jax.Array, Leaves, Buffers, Params, Aux]:
-        """I of the tail: what `StageProgram.loss_and_gradient` does, but for what can wait."""
-        program, tail = self.program, self.program.tail
-        assert tail is not None and self._tail is not None, "only the last stage has a tail"
-        x = program.tail_input(micro_batch, buffers)
-        parts = program.placed(tail.parts, micro_batch)
-        params, contexts = program.operands(parts, held, carried, micro_batch, 0)
-        made, early, waits = self._tail.first(params, x, contexts, micro_batch.labels, start)
-        total, metrics, found, dx = made
-        pending = store.write(pending, self._slot(micro_batch), self._tail_entries, 0, waits)
-        carried = beside.joined(beside.record(carried, parts, 0, found), metrics)
-        return total, dx, pending, self._added(grads, parts, 0, tail.params, early), carried
-
     def weight_gradient(
         self,
         held: Twice,
@@ -145,15 +115,8 @@ class StageHalves:
         grads: Params,
         start: Seeds,
     ) -> Params:
-        """W: `grads` with those gradients added that have waited, of the tail, too."""
+        """W: `grads` with those gradients added that have waited."""
         program = self.program
-        if program.tail is not None and self._tail is not None and not all(self._tail.early):
-            parts = program.placed(program.tail.parts, micro_batch)
-            params, contexts = program.operands(parts, held.params, carried, micro_batch, 0)
-            x: Tree = program.tail_input(micro_batch, buffers) if self._tail_again else program.tail.inputs
-            waits = store.read(pending, self._slot(micro_batch), self._tail_entries, 0, self._tail.pending)
-            late = self._tail.second(params, x, contexts, micro_batch.labels, start, waits)
-            grads = self._added(grads, parts, 0, program.tail.params, late)
         for waiting in reversed(self._segments):
             if waiting is None or all(waiting.halves.early):
                 continue

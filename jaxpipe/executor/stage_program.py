@@ -134,7 +134,9 @@ class StageProgram:
             if not self.tail_input_is_known:
                 self.kept_by_tail = buffers.program() if tail_slots else None
                 cursor = self.kept_by_tail or cursor
-                self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1, apart=bool(tail_slots)))
+                # A buffer of its own would be laid out as the tail wants it, and copied in each tick.
+                in_order = bool(tail_slots) and on_tpu(weights.mesh)
+                self._tail_entries = tuple(cursor.take(jax.tree.leaves(x), 1, in_order, apart=bool(tail_slots)))
 
     @property
     def tail_input_is_known(self) -> bool:

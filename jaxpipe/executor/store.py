@@ -80,25 +80,21 @@ class Store:
                 self.programs[number].strides = {
                     kind: max(self.programs[other].used[kind] for other in group) for kind in self.kinds
                 }
-        self._rows, self._lengths = {}, {}
         by_dtype: dict[str, list[str]] = {}
+        rows = {
+            kind: [count * kept.strides[kind] for kept, count in zip(self.programs, slots, strict=True)]
+            for kind in self.kinds
+        }
+        # What has a buffer of its own has no part in the choice of the others.
+        self._rows, self._lengths = {kind: max(rows[kind]) for kind in self.kinds if kind in self.apart}, {}
         for kind, aval in self.kinds.items():
-            by_dtype.setdefault(str(aval.dtype), []).append(kind)
+            if kind not in self.apart:
+                by_dtype.setdefault(str(aval.dtype), []).append(kind)
         for kinds in by_dtype.values():
-            rows = [
-                {
-                    number: count * kept.strides[kind]
-                    for number, (kept, count) in enumerate(zip(self.programs, slots, strict=True))
-                }
-                for kind in kinds
-            ]
-            sizes = [
-                {n: r * _size(self.kinds[kind]) for n, r in each.items()}
-                for kind, each in zip(kinds, rows, strict=True)
-            ]
-            for kind, each, alone in zip(kinds, rows, with_rooms(sizes), strict=True):
-                if alone or kind in self.apart:
-                    self._rows[kind] = max(each.values())
+            sizes = [{n: r * _size(self.kinds[kind]) for n, r in enumerate(rows[kind])} for kind in kinds]
+            for kind, alone in zip(kinds, with_rooms(sizes), strict=True):
+                if alone:
+                    self._rows[kind] = max(rows[kind])
         for kept in self.programs:
             kept.starts, end = {}, Counter[str]()
             for kind in self.kinds:
@@ -128,9 +124,16 @@ class Store:
         dtypes = {self.buffer_of(kind): aval.dtype for kind, aval in self.kinds.items() if kind not in self._rows}
         return found | {name: jax.ShapeDtypeStruct((n,), dtypes[name]) for name, n in self._lengths.items()}
 
-    def allocate(self, poison: bool) -> Buffers:
-        """The buffers, filled with zeros, or with NaN if `poison`."""
-        return {name: blank(aval.shape, aval.dtype, poison) for name, aval in self.avals().items()}
+    def allocate(self, poison: bool, filled: bool = True) -> Buffers:
+        """The buffers, filled with zeros, or with NaN if `poison`.
+
+        Args:
+          filled: without, and without `poison`, they hold anything, for buffers of which nothing is read that was not
+            written: to fill gigabytes takes longer than some ops.
+        """
+        if poison or filled:
+            return {name: blank(aval.shape, aval.dtype, poison) for name, aval in self.avals().items()}
+        return {name: jax.lax.empty(aval.shape, aval.dtype) for name, aval in self.avals().items()}
 
 
 class Kept:

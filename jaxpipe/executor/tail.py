@@ -3,6 +3,9 @@
 In training it runs in the backward op alone, forward and backward at once: the forward op stops before it and keeps its
 input. So logits are never kept, and the output projection is never computed twice, whatever the rematerialisation. On the
 last rank B follows F at once in 1F1B, so waiting for B costs nothing. An evaluation may share it out over the ranks.
+
+Where the backward comes in two, all of the tail runs in I. For its weights to wait, the gradient of the logits would have
+to, which may be the largest value of all; and the rank of the tail has it on top of its layers, and no idle time to fill.
 """
 
 from collections.abc import Sequence
@@ -11,13 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpipe.executor import flow, passing, seeds
-from jaxpipe.executor.halves import Halves
+from jaxpipe.executor import flow, seeds
 from jaxpipe.executor.seeds import Seeds
 from jaxpipe.executor.trained import split_trained
 from jaxpipe.executor.unit import run_parts
 from jaxpipe.layout.stages import Part, Stage
-from jaxpipe.model.capture import Captured, capture
+from jaxpipe.model.capture import capture
 from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.loss import loss_terms
 from jaxpipe.model.metrics import Joined, joinable
@@ -91,17 +93,6 @@ class Tail:
 
         start: Any = Seeds(aval(jax.eval_shape(total, params, inputs, contexts, labels)), extra)  # type: ignore[arg-type]
         self._gradient = capture(gradient, params, inputs, contexts, labels, start)
-        self._known = contexts, labels, start
-
-    @property
-    def captured(self) -> Captured:
-        """`loss_and_gradient`, captured."""
-        return self._gradient
-
-    @property
-    def known(self) -> tuple[Avals, Avals, Avals]:
-        """Abstract values of contexts, labels and seeds."""
-        return self._known
 
     def loss_and_gradient(self, params: Params, x: Tree, contexts: Tree, labels: Tree, start: Seeds) -> LossAndGradient:
         """The losses of one micro-batch on one data rank, and the gradients.
@@ -111,49 +102,3 @@ class Tail:
           start: what the backward pass starts from.
         """
         return self._gradient(params, x, contexts, labels, start)
-
-
-class TailHalves:
-    """A tail whose weights get their gradients in another op: I runs the tail and gives the gradient of its input.
-
-    W has params, keys, labels and seeds again, and the input of the tail if that is in the batch. State that the layers of
-    the tail change has gone on by then, so that what W needs of it crosses, like all else.
-
-    Attributes:
-      pending: abstract values of what crosses.
-      early: of each gradient of the weights, whether I gives it.
-    """
-
-    def __init__(self, tail: Tail, inputs_again: bool):
-        self._tail = tail
-        whole, (contexts, labels, start) = tail.captured, tail.known
-        total, metrics, beside, dparams, dx = whole.outputs
-        self._structure = jax.tree.structure((total, metrics, beside, dx))
-        before = len(jax.tree.leaves((total, metrics, beside)))
-        again = jax.tree.map(lambda _: True, (tail.params, labels, start))
-        x = jax.tree.map(lambda _: inputs_again, tail.inputs)
-        changed = passing.numbers(tail.parts, contexts)
-        keys = jax.tree.unflatten(
-            jax.tree.structure(contexts), [n not in changed for n in range(len(jax.tree.leaves(contexts)))]
-        )
-        given = jax.tree.leaves((again[0], x, keys, *again[1:]))
-        self._halves = Halves(whole, range(before, before + len(jax.tree.leaves(dparams))), given)
-        self.pending, self.early = self._halves.pending, self._halves.early
-
-    def first(
-        self, params: Params, x: Tree, contexts: Tree, labels: Tree, start: Seeds
-    ) -> tuple[tuple[jax.Array, dict[str, Joined], list[Aux], Leaves], list[jax.Array | None], Leaves]:
-        """Arguments as for `Tail.loss_and_gradient`.
-
-        Returns:
-          What that returns without the gradients of the weights, those of these that are early (None for the others), and
-          what is pending.
-        """
-        results, early, pending = self._halves.first(jax.tree.leaves((params, x, contexts, labels, start)))
-        return jax.tree.unflatten(self._structure, results), early, pending
-
-    def second(
-        self, params: Params, x: Tree, contexts: Tree, labels: Tree, start: Seeds, pending: Leaves
-    ) -> list[jax.Array | None]:
-        """The gradients of the weights that are not early, None for the others. `x` may be abstract if W has not got it."""
-        return self._halves.second(jax.tree.leaves((params, x, contexts, labels, start)), pending)

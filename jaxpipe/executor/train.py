@@ -22,7 +22,7 @@ from jaxpipe.executor.store import Buffers
 from jaxpipe.lowering.channels import DX, Y
 from jaxpipe.lowering.program import PENDING, SAVED
 from jaxpipe.lowering.rows import Now
-from jaxpipe.mesh import DATA, PIPE, data_size, permutes_block
+from jaxpipe.mesh import DATA, PIPE, data_size, on_tpu, permutes_block
 from jaxpipe.model import keys
 from jaxpipe.model.context import Aux
 from jaxpipe.model.loss import over, weight_from_labels
@@ -134,8 +134,8 @@ class _Step:
         self.seeds = Seeds.of(weight, parts, plan.extra, self.scale)
         wanted = beside.start(plan.beside, plan.metrics)
         carry = Carry(
-            buffers=plan.store.allocate(self.poison),
-            pending=plan.pending.allocate(self.poison),
+            buffers=plan.store.allocate(self.poison, not on_tpu(mesh)),
+            pending=plan.pending.allocate(self.poison, not on_tpu(mesh)),
             grads=plan.weights.blank_gradients(self.held.params),
             total=jnp.zeros((), plan.terms.total.dtype),
             beside=(wanted if self.metrics else wanted._replace(metrics={}))._replace(
@@ -194,35 +194,19 @@ class _Step:
         return replace(carry, buffers=buffers, beside=carried), {} if stage.is_last else {Y: codec.encode(y)}
 
     def _backward(self, program: StageProgram, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
-        stage, codec, micro_batch = program.stage, self.plan.codecs[DX], self._micro_batch(now)
-        grads, total, carried = carry.grads, carry.total, carry.beside
-        if stage.is_last:
-            with jax.named_scope(scopes.TAIL):
-                found, dy, grads, carried = program.loss_and_gradient(
-                    self.held.again, micro_batch, carry.buffers, carried, grads, self.seeds
-                )
-            total = total + found
-        else:
-            dy = self._arrived(program, inbox, now)
+        codec, micro_batch = self.plan.codecs[DX], self._micro_batch(now)
+        grads, total, dy, carried = self._behind_the_units(program, carry, inbox, now)
         dx, grads = program.backward(self.held, dy, micro_batch, carry.buffers, carried, grads, self.seeds.extra)
         carry = replace(carry, grads=grads, total=total, beside=carried)
         if self.poison:
             carry = replace(carry, buffers=program.spoil_tail(program.spoil(carry.buffers, micro_batch), micro_batch))
-        return carry, {} if stage.is_first else {DX: codec.encode(dx)}
+        return carry, {} if program.stage.is_first else {DX: codec.encode(dx)}
 
     def _input_gradient(self, halves: StageHalves, carry: Carry, inbox: Inbox, now: Now) -> tuple[Carry, Inbox]:
         program, micro_batch = halves.program, self._micro_batch(now)
-        grads, pending, total, carried = carry.grads, carry.pending, carry.total, carry.beside
-        if program.stage.is_last:
-            with jax.named_scope(scopes.TAIL):
-                found, dy, pending, grads, carried = halves.loss_and_input_gradient(
-                    self.held.again, micro_batch, carry.buffers, pending, carried, grads, self.seeds
-                )
-            total = total + found
-        else:
-            dy = self._arrived(program, inbox, now)
+        grads, total, dy, carried = self._behind_the_units(program, carry, inbox, now)
         dx, pending, grads = halves.input_gradient(
-            self.held, dy, micro_batch, carry.buffers, pending, carried, grads, self.seeds.extra
+            self.held, dy, micro_batch, carry.buffers, carry.pending, carried, grads, self.seeds.extra
         )
         carry = replace(carry, grads=grads, pending=pending, total=total, beside=carried)
         if self.poison:
@@ -241,6 +225,19 @@ class _Step:
         if self.poison and halves.saved_again:
             carry = replace(carry, buffers=program.spoil(carry.buffers, micro_batch))
         return carry, {}
+
+    def _behind_the_units(
+        self, program: StageProgram, carry: Carry, inbox: Inbox, now: Now
+    ) -> tuple[Params, jax.Array, Leaves, Aux]:
+        """Where the backward of the units of a stage starts: the sums of gradients and of the loss, the gradient of what
+        the units give, from the next stage or from the tail, and what is carried beside."""
+        if not program.stage.is_last:
+            return carry.grads, carry.total, self._arrived(program, inbox, now), carry.beside
+        with jax.named_scope(scopes.TAIL):
+            found, dy, grads, carried = program.loss_and_gradient(
+                self.held.again, self._micro_batch(now), carry.buffers, carry.beside, carry.grads, self.seeds
+            )
+        return grads, carry.total + found, dy, carried
 
     def _arrived(self, program: StageProgram, inbox: Inbox, now: Now) -> Leaves:
         """The gradient of the output of a stage, from the next one."""

@@ -1,3 +1,4 @@
-"""Schedule -> Program, without JAX; private. Read in this order: channels, slots, period, program, rows, lower, verify."""
+"""Schedule -> Program, without JAX; private. Read in this order: channels, period, program, overlap, sketch,
+pace, timing, slots, rows, lower, verify."""
 
 __all__: list[str] = []

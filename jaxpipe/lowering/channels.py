@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from jaxpipe.lowering.period import Edge
 from jaxpipe.schedules import Schedule
 
+# The tick of every op, by (kind, stage, micro_batch).
+Ticks = dict[tuple[str, int, int], int]
+
 # What travels: the output of a stage, to the stage behind it; the gradient of a stage's input, to the stage before it.
 Y, DX = "y", "dx"
 VALUES = (Y, DX)
@@ -60,8 +63,8 @@ class Channel:
         return {Y: "forward", DX: "backward"}[self.value]
 
 
-def clock(schedule: Schedule) -> dict[tuple[str, int, int], int]:
-    """The tick of every op, by (kind, stage, micro_batch)."""
+def clock(schedule: Schedule) -> Ticks:
+    """The ticks that are the columns of a table."""
     return {
         (op.kind, op.stage, op.micro_batch): tick
         for row in schedule.ticks
@@ -70,9 +73,8 @@ def clock(schedule: Schedule) -> dict[tuple[str, int, int], int]:
     }
 
 
-def messages(schedule: Schedule) -> list[Message]:
+def messages(schedule: Schedule, ticks: Ticks) -> list[Message]:
     """Every value that one op makes and an op of the neighbouring stage reads."""
-    ticks = clock(schedule)
     found: list[Message] = []
     for (kind, stage, micro_batch), tick in ticks.items():
         if kind == "F" and stage + 1 < schedule.num_stages:

@@ -1,15 +1,16 @@
-"""Schedule -> Program: the clock, messages and channels, slots, folded loops; then the program is checked."""
+"""Schedule -> Program: the ticks, what travels in them, folded loops; then slots; then the program is checked."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from jaxpipe.lowering.channels import VALUES, Channel, Message, channels, clock, messages
-from jaxpipe.lowering.period import Loop, Traffic, fold
+from jaxpipe.lowering.channels import VALUES, Channel, Message, Ticks, messages
+from jaxpipe.lowering.period import Loop, Traffic
 from jaxpipe.lowering.program import IDLE, PENDING, SAVED, Cell, Program
+from jaxpipe.lowering.sketch import sketch
 from jaxpipe.lowering.slots import colour
+from jaxpipe.lowering.timing import timed
 from jaxpipe.lowering.verify import verify
 from jaxpipe.schedules import Schedule
-
-Ticks = dict[tuple[str, int, int], int]
 
 
 def lower(schedule: Schedule, saved_until_w: bool = False) -> Program:
@@ -19,9 +20,9 @@ def lower(schedule: Schedule, saved_until_w: bool = False) -> Program:
       saved_until_w: what a forward keeps stays where it is until W, if its backward is in two: W reads it, too. Otherwise I
         is the last one to read it.
     """
-    ticks = clock(schedule)
-    routed = messages(schedule)
-    carriers = channels(routed)
+    ticks = timed(schedule)
+    program = sketch(schedule, ticks)
+    routed, carriers = messages(schedule, ticks), program.channels
     channel_of = {(c.value, edge): number for number, c in enumerate(carriers) for edge in c.edges}
     saved, saved_per_rank = _kept(schedule, ticks, ("F",), ("B", "W" if saved_until_w else "I"))
     pending, pending_per_rank = _kept(schedule, ticks, ("I",), ("W",))
@@ -29,13 +30,15 @@ def lower(schedule: Schedule, saved_until_w: bool = False) -> Program:
     pools |= {PENDING: max(pending_per_rank)} if pending else {}
     arrival, inboxes = _arrival_slots(schedule, routed)
 
-    grid = [[Cell() for _ in range(schedule.num_ranks)] for _ in range(1 + max(ticks.values()))]
-    for (kind, stage, micro_batch), tick in ticks.items():
+    def with_slots(cell: Cell) -> Cell:
+        if cell.kind == IDLE:
+            return cell
+        kind, stage, micro_batch = cell.kind, cell.stage, cell.micro_batch
         uses = {SAVED: saved.get((stage, micro_batch), -1) if kind != "W" or saved_until_w else -1}
         uses[PENDING] = pending[stage, micro_batch] if kind in ("I", "W") else -1
-        slots = tuple(uses[pool] for pool in pools)
-        grid[tick][schedule.placement[stage]] = Cell(kind, stage, micro_batch, slots)
-    traffic: list[set[Traffic]] = [set() for _ in grid]
+        return cell._replace(slots=tuple(uses[pool] for pool in pools))
+
+    grid = [[with_slots(cell) for cell in row] for row in program.cells]
     for message in routed:
         slot, channel = arrival[message], channel_of[message.value, message.edge]
         reader = grid[message.read][message.target]
@@ -44,23 +47,17 @@ def lower(schedule: Schedule, saved_until_w: bool = False) -> Program:
         arrive = list(lands.arrive or (-1,) * len(carriers))
         arrive[channel] = slot
         grid[message.sent][message.target] = lands._replace(arrive=tuple(arrive))
-        traffic[message.sent].add((channel, message.edge))
 
-    frozen = tuple(map(frozenset, traffic))
-    kinds = [frozenset(cell.kind for cell in row if cell.kind != IDLE) for row in grid]
-    loops = fold(kinds, frozen)
-    program = Program(
-        schedule=schedule,
+    values = {value for value in inboxes if _is_direct(value, routed, carriers, program.loops, program.traffic)}
+    program = replace(
+        program,
         cells=tuple(map(tuple, grid)),
-        channels=carriers,
-        traffic=frozen,
-        loops=loops,
         pools=pools,
         inboxes=inboxes,
         saved_per_rank=tuple(saved_per_rank),
         pending_per_rank=tuple(pending_per_rank),
         saved_until_w=saved_until_w,
-        direct=frozenset(value for value in inboxes if _is_direct(value, routed, carriers, loops, frozen)),
+        direct=frozenset(values),
     )
     verify(program)
     return program

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 Edge = tuple[int, int]  # (source, target) ranks
 Traffic = tuple[int, Edge]  # (number of the channel, edge) that carries data in a tick
+_PERIODS = (2, 3, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,23 @@ def _cuts(kinds: Sequence[frozenset[str]]) -> list[int]:
 
 
 def _period(kinds: Sequence[frozenset[str]], edges: Sequence[frozenset[Traffic]]) -> int:
-    """2 if that permutes at least a quarter fewer edges per tick, else 1, and if all ops are of one kind: half the code.
+    """How many ticks a body has: more than one where that permutes at least a quarter fewer edges per tick.
 
-    What stays on its rank is not permuted, and does not count.
+    Each next choice has to save that much again, as it is more code, and one above 2 is run four times at least. If all ops
+    are of one kind, it is 1. What stays on its rank is not permuted, and does not count.
     """
-
-    silent: frozenset[Traffic] = frozenset()
     idle: frozenset[str] = frozenset()
+    if len(idle.union(*kinds)) < 2:
+        return 1
+    silent: frozenset[Traffic] = frozenset()
 
     def edges_per_tick(period: int) -> float:
         phases = [silent.union(*edges[phase::period]) for phase in range(period)]
         return sum(source != target for phase in phases for _, (source, target) in phase) / period
 
-    if len(idle.union(*kinds)) < 2:
-        return 1
-    one, two = edges_per_tick(1), edges_per_tick(2)
-    return 2 if one and two <= 0.75 * one else 1
+    best, least = 1, edges_per_tick(1)
+    for period in _PERIODS:
+        edges_here = edges_per_tick(period)
+        if (period == 2 or 4 * period <= len(kinds)) and least and edges_here <= 0.75 * least:
+            best, least = period, edges_here
+    return best

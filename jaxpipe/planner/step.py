@@ -110,7 +110,9 @@ class Steps:
         """The ticks, which do not depend on how weights are stored."""
         _, stages = self.cut(candidate)
         shape = candidate.schedule, candidate.mesh.pipe, candidate.chunks, candidate.micro_batches
-        return walk(*shape, stages.ops, self.comm(candidate, stages))
+        # Tables that split the backward get other ticks than they are written in, so that ranks hardly wait for each other.
+        joined = not tables.is_split(candidate.schedule)
+        return walk(*shape, stages.ops, self.comm(candidate, stages), joined)
 
     def step(self, candidate: Candidate) -> Step:
         """The prediction, by the table of the schedule."""

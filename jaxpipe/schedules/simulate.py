@@ -109,8 +109,8 @@ def simulate(
 
     - `"none"`: nothing. An op starts when its rank is free and its inputs have arrived.
     - `"neighbour"`: before each tick, it waits for the previous tick of the ranks that it exchanges values with (ranks
-      r - 1 and r + 1, and the wrap-around of a loop placement), also if that tick was idle. The `ppermute`s of a compiled
-      loop wait in this way.
+      r - 1 and r + 1, and the wrap-around of a loop placement), also if that tick was idle. A compiled loop waits less: for
+      a rank only in ticks in which values go between both, and it may have other ticks than the table has columns.
     - `"global"`: before each tick, it waits for the previous tick of all ranks, so a tick lasts as long as its slowest op.
 
     Args:

@@ -36,15 +36,12 @@ def test_input_and_weight_gradients(remat):
         micro_batch, seed = MicroBatch(key, ids, labels, *at), Seeds(jnp.float32(0.5))
         _, buffers, _ = program.forward(both.params, ids, micro_batch, buffers, Aux())
         grads = plan.weights.blank_gradients(both.params)
-        wanted, dy, whole, _ = program.loss_and_gradient(both.params, micro_batch, buffers, Aux(), grads, seed)
-        _, whole = program.backward(both, dy, micro_batch, buffers, Aux(), whole)
+        _, dy, _, _ = program.loss_and_gradient(both.params, micro_batch, buffers, Aux(), grads, seed)
+        _, whole = program.backward(both, dy, micro_batch, buffers, Aux(), grads)
 
-        total, dy, pending, early, _ = halves.loss_and_input_gradient(
-            both.params, micro_batch, buffers, pending, Aux(), grads, seed
-        )
-        dx, pending, early = halves.input_gradient(both, dy, micro_batch, buffers, pending, Aux(), early)
+        dx, pending, early = halves.input_gradient(both, dy, micro_batch, buffers, pending, Aux(), grads)
         late = halves.weight_gradient(both, micro_batch, buffers, pending, Aux(), early, seed)
-        return (total, late), (wanted, whole), early, dx, pending, halves.spoil(pending, micro_batch)
+        return late, whole, early, dx, pending, halves.spoil(pending, micro_batch)
 
     found, wanted, early, dx, pending, spoilt = run(params, BATCH[0][1], BATCH[1][1], KEY)
     assert_close(found, wanted, 1e-6)

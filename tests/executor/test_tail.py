@@ -7,9 +7,9 @@ import pytest
 
 import jaxpipe
 from jaxpipe.executor.seeds import Seeds
-from jaxpipe.executor.tail import Tail, TailHalves, split_tail
+from jaxpipe.executor.tail import Tail, split_tail
 from jaxpipe.layout.layout import Address
-from jaxpipe.layout.stages import Part, Stage, StatePlace
+from jaxpipe.layout.stages import Part, Stage
 from jaxpipe.model.context import Aux, Context
 from jaxpipe.model.layers import Kind
 from jaxpipe.model.precision import Precision
@@ -74,30 +74,6 @@ def test_total_and_gradients_start_from_the_seed(count):
     wanted, pullback = jax.vjp(total, [held["w"] for held in params], x["h"])
     dparams, dx = pullback(seed)
     assert_close((loss, *found), (wanted, dparams, [dx]), 1e-6)
-
-
-@pytest.mark.parametrize("inputs_again", [True, False])
-def test_two_halves_when_the_state_has_gone_on(inputs_again):
-    """W is given NaN for the state that the layer changes, and for the input that it is not to look at."""
-
-    def run(params, x, context):
-        y = (x * context.state["read"]) @ params["w"] * context.state["table"] + params["b"]
-        return y, Aux({"read": context.state["read"] + 1, "table": context.state["table"]})
-
-    place = StatePlace(Address("shared", "0"), 0, (True, False))
-    part = Part(KIND, 0, 1, Address("shared", "0"), state=place, run=run)
-    w, b, x, labels, read, table = (jnp.asarray(rng.normal(size=(3, 3)), jnp.float32) for _ in range(6))
-    params, contexts = [{"w": w, "b": b}], [Context(None, {"read": read, "table": table})]
-    tail = Tail([part], lambda y, t: (jnp.sin(y) * t).mean(), *avals((params, x, contexts, labels)))
-    halves, seeds = TailHalves(tail, inputs_again), Seeds(jnp.float32(0.5))
-    total, metrics, beside, dparams, dx = tail.loss_and_gradient(params, x, contexts, labels, seeds)
-    found, early, pending = halves.first(params, x, contexts, labels, seeds)
-    assert_close(found, (total, metrics, beside, dx), 0.0)
-    assert [(a.shape, a.dtype) for a in pending] == [(a.shape, a.dtype) for a in halves.pending]
-    later = [Context(None, {"read": read + jnp.nan, "table": table})]
-    late = halves.second(params, x if inputs_again else x + jnp.nan, later, labels, seeds, pending)
-    assert_close([a if b is None else b for a, b in zip(early, late, strict=True)], dparams, 1e-6)
-    assert late[1] is not None, "a product is W's"
 
 
 def test_the_loss_gets_long_floats_and_the_layers_short_gradients():

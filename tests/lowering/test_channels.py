@@ -11,15 +11,19 @@ from jaxpipe.schedules import Op, Schedule
 from tests.lowering.programs import in_random_order, loop_of, random_placements, random_schedules, v_of
 
 
+def sent_in(schedule):
+    return messages(schedule, clock(schedule))
+
+
 @given(random_schedules())
 def test_every_inner_boundary_is_crossed_once_each_way(schedule):
     """Counted from outside: an output and a gradient per micro-batch and inner boundary, sent before it is read."""
-    routed = messages(schedule)
+    ticks = clock(schedule)
+    routed = messages(schedule, ticks)
     stages, micro_batches = schedule.num_stages, schedule.num_micro_batches
     wanted = {(Y, s, m, (s - 1, s)) for s in range(1, stages) for m in range(micro_batches)}
     wanted |= {(DX, s, m, (s + 1, s)) for s in range(stages - 1) for m in range(micro_batches)}
     assert sorted((each.value, each.stage, each.micro_batch, each.edge) for each in routed) == sorted(wanted)
-    ticks = clock(schedule)
     for each in routed:
         kinds = "F" if each.value == Y else "BI"  # a table has B or I
 
@@ -45,25 +49,25 @@ def test_the_clock_has_every_op_once():
 
 
 def test_channels_have_all_edges_of_a_value_and_no_cycle():
-    forward, backward = channels(messages(schedules.gpipe(3, 2)))
+    forward, backward = channels(sent_in(schedules.gpipe(3, 2)))
     assert forward == Channel(Y, frozenset({(0, 1), (1, 2)})) and forward.name == "forward"
     assert backward == Channel(DX, frozenset({(1, 0), (2, 1)})) and backward.name == "backward"
-    assert channels(messages(schedules.gpipe(1, 4))) == ()
-    assert channels(messages(schedules.forward_only(2, 4))) == (Channel(Y, frozenset({(0, 1)})),)
+    assert channels(sent_in(schedules.gpipe(1, 4))) == ()
+    assert channels(sent_in(schedules.forward_only(2, 4))) == (Channel(Y, frozenset({(0, 1)})),)
 
 
 def test_a_split_backward_sends_the_gradient_of_the_input():
     rows = tuple(tuple(Op(kind, s, 0) for kind in "FIW") for s in range(2))
     schedule = Schedule(rows=rows, placement=(0, 1))
-    (message,) = [each for each in messages(schedule) if each.value == DX]
     ticks = clock(schedule)
+    (message,) = [each for each in messages(schedule, ticks) if each.value == DX]
     assert (message.sent, message.read) == (ticks["I", 1, 0], ticks["I", 0, 0])
 
 
 @given(random_placements())
 def test_each_permute_is_a_set_of_paths(placement):
     """No source and no target twice, nothing goes round, each edge is in one channel, and what stays has one of its own."""
-    routed = messages(in_random_order(placement, 2, 0))
+    routed = sent_in(in_random_order(placement, 2, 0))
     found = channels(routed)
     carried = [(channel.value, edge) for channel in found for edge in channel.edges]
     assert sorted(carried) == sorted({(each.value, each.edge) for each in routed}), "once each"
@@ -91,7 +95,7 @@ def test_a_loop_needs_one_channel_more_and_a_v_one_for_each_way():
     """For each value: (0, 1), (1, 2) and (2, 0); down, up, and the stage beside the other one."""
 
     def edges_of(placement):
-        found = channels(messages(in_random_order(placement, 2, 0)))
+        found = channels(sent_in(in_random_order(placement, 2, 0)))
         return [sorted(channel.edges) for channel in found if channel.value == Y]
 
     assert edges_of(loop_of(3, 2)) == [[(0, 1), (1, 2)], [(2, 0)]]

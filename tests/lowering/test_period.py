@@ -34,6 +34,15 @@ def test_a_cut_where_no_kind_of_op_goes_on():
     assert [(loop.start, loop.stop) for loop in fold([NONE, F, NONE, B], silent[:4])] == [(0, 3), (3, 4)]
 
 
+def test_more_ticks_in_the_body_where_that_saves_more():
+    """A tick of F, one of W, a tick of I, one of W, each edge in a tick of its own: four ticks, where there are enough."""
+    row = [(F | B, frozenset({UP})), (frozenset("W"), NONE), (F | B, frozenset({DOWN})), (frozenset("W"), NONE)]
+    assert fold(*zip(*(row * 4), strict=True)) == (Loop(0, 16, 4),)
+    assert fold(*zip(*(row * 3), strict=True)) == (Loop(0, 12, 2),), (
+        "each body is compiled: it has to be run four times"
+    )
+
+
 def test_two_ticks_in_the_body_only_where_that_saves_permutes():
     both = F | B
     up, down = frozenset({UP}), frozenset({DOWN})
