@@ -76,12 +76,13 @@ class Memory:
 
         Args:
           live, pending: [ranks], the slots of what is saved, and of what waits between I and W.
-            A step may let what is saved stay until W, where that is less; then it takes less than is counted here.
+            A step may let what is saved stay until W, where that is less, and nothing of its tail waits; then it takes less
+            than is counted here.
         """
         stored, held, computed = self.weights(candidate.mesh.model, boundaries, placement)
         share = candidate.mesh.data if candidate.zero else 1
-        # With one stage per rank the input of the tail lies in the slots, with more apart.
-        own, tails = stages.saved.copy(), candidate.micro_batches if candidate.schedule == "looped_bfs" else 1
+        # With one stage per rank the input of the tail lies in the slots; with more apart, in two slots or more.
+        own, tails = stages.saved.copy(), max(candidate.micro_batches, 2) if candidate.schedule == "looped_bfs" else 2
         if candidate.chunks == 1:
             own[-1], tails = own[-1] + stages.tail, 0
         alike = _alike(stages.programs, placement)
@@ -97,7 +98,7 @@ class Memory:
             **again,
             "saved": _slots(own, live, alike, placement) + tails * stages.tail,
             "pending": _slots(stages.pending, pending, alike, placement),
-            "messages": 2 * (inbox + 1) * stages.message,
+            "messages": (inbox + 2) * stages.message,  # what was sent last, of each kind, too
             "work": stages.work,
             "batch": batch,
         }

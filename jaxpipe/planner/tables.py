@@ -141,10 +141,10 @@ def kept_at_least(name: str, ranks: int, chunks: int, micro_batches: int) -> tup
 
 
 def inbox(name: str, ranks: int, micro_batches: int) -> int:
-    """How many messages of a kind a rank holds that have arrived and were not read yet, in the tables that are walked."""
+    """How many messages, of both kinds together, a rank has room for that have arrived and were not read yet."""
     if name == "looped_bfs":
-        return max(micro_batches - ranks + 1, 1)
-    return max(ranks - 1, 1) if name == "interleaved_zero_bubble" else 2 if name == "zbv" else 1
+        return 2 * max(micro_batches - ranks + 1, 1)
+    return 2 * max(ranks - 1, 1) if name == "interleaved_zero_bubble" else 3 if name == "zbv" else 2
 
 
 def is_split(name: str) -> bool:

@@ -45,12 +45,13 @@ def test_it_is_what_a_step_plans(schedule, chunks, remat, zero):
     planned = pipe.plan(batch, KEY).bytes_per_rank()
     names = {"weights": "weights as a step computes with them"}
     told = {name: predicted.bytes[names.get(name, name)] for name in planned}
-    # Values of unlike shapes may have buffers of their own, which take up to 1 % more; what waits of a tail is not counted.
+    # Values of unlike shapes may have buffers of their own, which take up to 1 % more.
     near = {"saved": pytest.approx(planned["saved"], rel=0.01 if remat == "none" else 0)}
     if "pending" in planned:
-        # A step may let values stay until W instead of copying them at I, where that is less: this is not counted.
+        # A step may let values stay until W instead of copying them at I, where that is less; and nothing of its tail waits.
+        # This is not counted.
         both, counted = (sum(found.pop(name) for name in ("saved", "pending")) for found in (planned, told))
-        assert counted == pytest.approx(both, rel=0.15)
+        assert both <= 1.01 * counted <= 1.25 * 1.01 * both
         near = {}
     assert told == planned | near
 
