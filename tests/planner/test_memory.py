@@ -48,7 +48,7 @@ def test_it_is_what_a_step_plans(schedule, chunks, remat, zero):
     # Values of unlike shapes may have buffers of their own, which take up to 1 % more.
     near = {"saved": pytest.approx(planned["saved"], rel=0.01 if remat == "none" else 0)}
     if "pending" in planned:
-        # A step may let values stay until W instead of copying them at I, where that is less; and nothing of its tail waits.
+        # A step may let values stay until W instead of copying them at I, where that is less. Nothing of its tail waits.
         # This is not counted.
         both, counted = (sum(found.pop(name) for name in ("saved", "pending")) for found in (planned, told))
         assert both <= 1.01 * counted <= 1.25 * 1.01 * both
