@@ -87,7 +87,7 @@ def schedules(out):
 
 
 def training_runs(out):
-    assert "steps after step 20: all 20 steps are done" in out and re.search(
+    assert "ended after step 20: all 20 steps are done" in out and re.search(
         r"^checkpoint \S+/run/global_step20$", out, re.M
     )
     assert "steps 21 to 40: steps" in out and len(re.findall(r"^step \d+: evaluation: loss 0", out, re.M)) == 4

