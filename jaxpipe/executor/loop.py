@@ -183,7 +183,7 @@ class _Phase:
         return (carry, inbox, outbox), turn
 
     def _behind_all_ops(self, outbox: Inbox, row: jax.Array, turn: jax.Array) -> Inbox:
-        """The same messages, behind all ops: a loop that XLA does not know to run never has its turn after them."""
+        """The same messages, handed through a loop that comes behind all ops. It never runs, which XLA cannot know."""
         sent = sorted({permute.value for permute in (*self._on_time, *self._late) if permute.edges})
         never = self.columns.decode(row).branch < 0
 

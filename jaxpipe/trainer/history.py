@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from jaxpipe.trainer.callback import Callback, Metrics, Running
+from jaxpipe.trainer.memory import as_json
 
 
 class History(Callback):
@@ -50,4 +49,4 @@ _NAMES = ("steps", "evaluations")
 
 
 def _plain(pairs: list[tuple[int, Metrics]]) -> list[Any]:
-    return [[step, {name: np.asarray(value).tolist() for name, value in found.items()}] for step, found in pairs]
+    return [[step, as_json(found)] for step, found in pairs]

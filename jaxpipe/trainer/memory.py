@@ -17,7 +17,12 @@ def remember(evaluation: tuple[int, Metrics] | None, callbacks: Sequence[Callbac
       evaluation: step and values of the last one.
     """
     states = {name: state for name, callback in _named(callbacks) if (state := callback.get_state()) is not None}
-    return {KEY: {"evaluation": None if evaluation is None else _listed(evaluation), "callbacks": states}}
+    return {
+        KEY: {
+            "evaluation": None if evaluation is None else [evaluation[0], as_json(evaluation[1])],
+            "callbacks": states,
+        }
+    }
 
 
 def recall(client_state: dict[str, Any], callbacks: Sequence[Callback]) -> tuple[int, Metrics] | None:
@@ -35,6 +40,11 @@ def recall(client_state: dict[str, Any], callbacks: Sequence[Callback]) -> tuple
     return None if held["evaluation"] is None else (held["evaluation"][0], held["evaluation"][1])
 
 
+def as_json(found: Metrics) -> dict[str, Any]:
+    """Metrics as JSON can hold them: arrays are lists."""
+    return {name: np.asarray(value).tolist() for name, value in found.items()}
+
+
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
     """Names that stay when callbacks of another class come or go: the class, and a number from the second one on."""
     seen: dict[str, int] = {}
@@ -42,8 +52,3 @@ def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:
         name = type(callback).__name__
         seen[name] = seen.get(name, 0) + 1
         yield (name if seen[name] == 1 else f"{name} {seen[name]}"), callback
-
-
-def _listed(evaluation: tuple[int, Metrics]) -> list[Any]:
-    step, found = evaluation
-    return [step, {name: np.asarray(value).tolist() for name, value in found.items()}]
